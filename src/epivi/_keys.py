@@ -1,0 +1,40 @@
+"""Every string key that epivi reads or writes in AnnData and MuData."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# var: where a peak or bin lies, 0-based and half-open
+VAR_CHROM: Final = "chrom"
+VAR_START: Final = "start"
+VAR_END: Final = "end"
+
+# obs: what setup_* stores
+OBS_DEPTH: Final = "_epivi_depth"
+OBS_RNA_DEPTH: Final = "_epivi_rna_depth"
+OBS_HAS_REFERENCE: Final = "_epivi_has_reference"
+OBS_ALIGN_WEIGHT: Final = "_epivi_align_weight"
+
+# obsm: embeddings
+OBSM_LSI: Final = "X_lsi"
+OBSM_PCA: Final = "X_pca"
+OBSM_REFERENCE: Final = "_epivi_reference"
+OBSM_SAILER: Final = "X_sailer"
+OBSM_SAILERX: Final = "X_sailerx"
+
+# uns
+UNS_SIMULATION: Final = "simulation"
+UNS_METRICS: Final = "epivi_metrics"
+
+# MuData: modality names taken when the user gives none
+MOD_ATAC: Final = "atac"
+MOD_RNA: Final = "rna"
+
+# batch dict: entries that the data room hands to a module, beside scvi-tools' own REGISTRY_KEYS
+BATCH_INDPTR: Final = "x_indptr"
+BATCH_INDICES: Final = "x_indices"
+BATCH_VALUES: Final = "x_values"
+BATCH_DEPTH: Final = "depth"
+BATCH_REFERENCE: Final = "reference"
+BATCH_HAS_REFERENCE: Final = "has_reference"
+BATCH_ALIGN_WEIGHT: Final = "align_weight"

@@ -1,0 +1,1 @@
+"""AnnData and MuData to batch dicts: registry fields, sparse batches, splits and samplers."""

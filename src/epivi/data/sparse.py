@@ -1,0 +1,215 @@
+"""From registered data to batches: sparse rows stay sparse.
+
+A batch is a plain dict of tensors. Each registered array has a reader that turns row numbers into entries of that dict;
+arrays of other shapes (ragged tokens, tracks) come through the same door with readers of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalJointObsField, CategoricalObsField
+from torch.utils.data import Dataset, Subset
+
+from epivi._errors import DataError
+from epivi._keys import BATCH_INDICES, BATCH_INDPTR, BATCH_VALUES
+from epivi.data.fields import INDEXER
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class Reader(Protocol):
+    """Turns row numbers into entries of the batch."""
+
+    def read(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return the entries of the rows, in the order of ``rows``."""
+
+
+class SparseReader:
+    """Rows of a matrix as compressed sparse rows: ``x_indptr``, ``x_indices``, ``x_values``.
+
+    Parameters
+    ----------
+    matrix
+        Cells × peaks: scipy sparse, dense, or backed on disk. Column-compressed matrices are converted once.
+    indexer
+        Position of each trained peak in ``matrix``, where the order differs.
+    row_map
+        Row of ``matrix`` that holds each observation, for a modality of a MuData; ``None`` where they agree.
+    """
+
+    def __init__(self, matrix: Any, *, indexer: np.ndarray | None = None, row_map: np.ndarray | None = None) -> None:
+        if sparse.issparse(matrix) and matrix.format != "csr":
+            logger.info("The counts are stored as %s; rows are read from a copy stored as csr.", matrix.format)
+            matrix = matrix.tocsr()
+        self.matrix = matrix
+        self.indexer = indexer
+        self.row_map = row_map
+        self.is_backed = not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray)
+
+    def rows(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Return the rows as a csr matrix without stored zeros, columns sorted."""
+        if self.row_map is not None:
+            rows = self.row_map[rows]
+        if self.is_backed:
+            # stores on disk want increasing rows without repeats
+            unique, inverse = np.unique(rows, return_inverse=True)
+            part = sparse.csr_matrix(self.matrix[unique])[inverse]
+        else:
+            part = sparse.csr_matrix(self.matrix[rows])
+        if self.indexer is not None:
+            part = part[:, self.indexer]
+        if part.nnz and not part.data.all():
+            part.eliminate_zeros()
+        part.sort_indices()
+        return part
+
+    def read(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return ``x_indptr`` (b + 1), ``x_indices`` (o) and ``x_values`` (o)."""
+        part = self.rows(rows)
+        return {
+            BATCH_INDPTR: torch.from_numpy(part.indptr.astype(np.int64)),
+            BATCH_INDICES: torch.from_numpy(part.indices.astype(np.int64)),
+            BATCH_VALUES: torch.from_numpy(part.data.astype(np.float32)),
+        }
+
+
+class DenseReader:
+    """Rows of a dense array of any number of axes: covariates, embeddings, tracks.
+
+    Parameters
+    ----------
+    key
+        Name of the entry in the batch.
+    array
+        Shape (n, ...).
+    dtype
+        Type of the tensor.
+    """
+
+    def __init__(self, key: str, array: np.ndarray, dtype: type) -> None:
+        self.key = key
+        self.array = array
+        self.dtype = dtype
+
+    def read(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return the rows under the reader's key."""
+        return {self.key: torch.from_numpy(np.ascontiguousarray(self.array[rows], dtype=self.dtype))}
+
+
+class BatchDataset(Dataset):
+    """Batches of registered data; one call reads a whole minibatch.
+
+    Parameters
+    ----------
+    readers
+        One reader for each registered array.
+    n_obs
+        Number of observations.
+    """
+
+    def __init__(self, readers: Sequence[Reader], n_obs: int) -> None:
+        self.readers = list(readers)
+        self.n_obs = n_obs
+
+    def __len__(self) -> int:
+        return self.n_obs
+
+    def __getitem__(self, rows: int | Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
+        batch: dict[str, Tensor] = {}
+        for reader in self.readers:
+            batch.update(reader.read(rows))
+        return batch
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        return self[rows]
+
+
+class SparseDataManager(AnnDataManager):
+    """Manager of scvi-tools whose datasets keep sparse rows sparse."""
+
+    def create_torch_dataset(
+        self,
+        indices: Sequence[int] | Sequence[bool] | None = None,
+        data_and_attributes: list[str] | dict[str, np.dtype] | None = None,
+        load_sparse_tensor: bool = True,  # noqa: ARG002, FBT001, FBT002
+    ) -> Dataset:
+        """Return a dataset of the registered data, or of the chosen keys.
+
+        Parameters
+        ----------
+        indices
+            Observations; all if ``None``.
+        data_and_attributes
+            Keys of the registry to read; all if ``None``.
+        load_sparse_tensor
+            Kept for scvi-tools; sparse data always stay sparse.
+        """
+        keys = list(self.data_registry) if data_and_attributes is None else list(data_and_attributes)
+        dataset = BatchDataset([self._reader(key) for key in keys], self.adata.n_obs)
+        return dataset if indices is None else Subset(dataset, np.asarray(indices))
+
+    def _reader(self, key: str) -> Reader:
+        array = self.get_from_registry(key)
+        location = self.data_registry[key]
+        state = self.registry["field_registries"][key]["state_registry"]
+        if INDEXER in state:
+            indexer = state[INDEXER]
+            mod_key = getattr(location, "mod_key", None)
+            rows = modality_rows(self.adata, mod_key) if mod_key is not None else None
+            return SparseReader(array, indexer=None if indexer is None else np.asarray(indexer), row_map=rows)
+        if isinstance(array, pd.DataFrame):
+            array = array.to_numpy()
+        if not isinstance(array, np.ndarray):
+            message = (
+                f"The registered entry '{key}' is a {type(array).__name__}, which no reader of epivi knows. "
+                "Store it as a numpy array or a scipy sparse matrix."
+            )
+            raise DataError(message)
+        return DenseReader(key, array, np.int64 if self._is_categorical(key) else np.float32)
+
+    def _is_categorical(self, key: str) -> bool:
+        for field in self.fields:
+            if field.registry_key == key:
+                return isinstance(
+                    getattr(field, "adata_field", field), CategoricalObsField | CategoricalJointObsField
+                )
+        return False
+
+
+def modality_rows(mdata: Any, modality: str) -> np.ndarray | None:
+    """Return the row of a modality that holds each observation of a MuData, -1 where it has none.
+
+    Parameters
+    ----------
+    mdata
+        MuData.
+    modality
+        Name of the modality.
+
+    Returns
+    -------
+    Shape (n,), or ``None`` if observations and rows agree.
+
+    Examples
+    --------
+    >>> import anndata as ad, mudata as md
+    >>> a = ad.AnnData(np.ones((2, 1)), obs=pd.DataFrame(index=["c1", "c2"]))
+    >>> b = ad.AnnData(np.ones((2, 1)), obs=pd.DataFrame(index=["c2", "c3"]), var=pd.DataFrame(index=["g"]))
+    >>> modality_rows(md.MuData({"a": a, "b": b}), "b").tolist()
+    [-1, 0, 1]
+    """
+    rows = mdata.mod[modality].obs_names.get_indexer(mdata.obs_names)
+    return None if np.array_equal(rows, np.arange(rows.size)) and rows.size == mdata.mod[modality].n_obs else rows

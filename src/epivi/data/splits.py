@@ -1,0 +1,188 @@
+"""Which cells train, which validate, and which cells share a minibatch.
+
+Every order is a pure function of (seed, epoch): a run that was killed goes on with the same minibatches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from epivi import _validate
+from epivi._errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# the last minibatch is joined to the one before if it has fewer cells: batch normalisation needs two
+MIN_CELLS = 2
+
+
+def split_cells(n_obs: int, train_size: float, validation_size: float | None, seed: int) -> dict[str, np.ndarray]:
+    """Split observations at random into training, validation and test sets.
+
+    Parameters
+    ----------
+    n_obs
+        Number of observations.
+    train_size, validation_size
+        Shares; validation defaults to all that is not in training.
+    seed
+        Seed of the split.
+
+    Returns
+    -------
+    Sorted row numbers under ``"train"``, ``"validation"`` and ``"test"``.
+
+    Raises
+    ------
+    ConfigError
+        If a share is outside its range, their sum exceeds one, or fewer than two cells are left to train on.
+
+    Examples
+    --------
+    >>> {k: v.size for k, v in split_cells(10, 0.8, None, 0).items()}
+    {'train': 8, 'validation': 2, 'test': 0}
+    """
+    _validate.check_number(train_size, "train_size", low=0.0, high=1.0, low_inclusive=False)
+    if validation_size is None:
+        validation_size = 1.0 - train_size
+    _validate.check_number(validation_size, "validation_size", low=0.0, high=1.0, high_inclusive=False)
+    if train_size + validation_size > 1.0 + 1e-9:
+        message = f"train_size ({train_size}) + validation_size ({validation_size}) exceed 1: lower one of them."
+        raise ConfigError(message)
+    order = np.random.default_rng([seed, 0x5917]).permutation(n_obs)
+    n_train = int(np.ceil(round(train_size * n_obs, 6)))
+    n_validation = min(int(np.floor(round(validation_size * n_obs, 6))), n_obs - n_train)
+    if n_train < MIN_CELLS:
+        message = f"train_size={train_size} leaves {n_train} of {n_obs} cells to train on; at least 2 are needed."
+        raise ConfigError(message)
+    parts = np.split(order, [n_train, n_train + n_validation])
+    return dict(zip(("train", "validation", "test"), (np.sort(part) for part in parts), strict=True))
+
+
+class EpochSampler:
+    """Minibatches of one epoch after the other, each a list of row numbers.
+
+    Parameters
+    ----------
+    indices
+        Rows to draw from.
+    batch_size
+        Rows of a minibatch, on each process.
+    seed
+        Seed of all orders.
+    shuffle
+        If false, rows come in the order of ``indices``.
+    rank, world_size
+        Number of this process and of all; every process gets the same number of minibatches.
+
+    Notes
+    -----
+    ``epoch`` and ``first_batch`` are set by the training loop: ``first_batch`` skips minibatches that a run had already
+    done before it was interrupted, and falls back to 0 after one epoch.
+    """
+
+    def __init__(
+        self,
+        indices: np.ndarray,
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _validate.check_number(batch_size, "batch_size", low=MIN_CELLS, integer=True)
+        self.indices = np.asarray(indices)
+        self.batch_size = int(batch_size)
+        self.seed = int(seed)
+        self.shuffle = shuffle
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.first_batch = 0
+
+    @property
+    def n_batches(self) -> int:
+        """Minibatches in a full epoch."""
+        n = self.indices.size // self.world_size
+        full, rest = divmod(n, self.batch_size)
+        return max(full + (rest >= MIN_CELLS or (full == 0 and rest > 0)), 1)
+
+    def __len__(self) -> int:
+        return self.n_batches - self.first_batch
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.permutation(self.indices) if self.shuffle else self.indices
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Return the minibatches of an epoch for this process."""
+        order = self._order(np.random.default_rng([self.seed, epoch]))
+        n = self.indices.size // self.world_size
+        if self.world_size > 1:
+            order = order[: n * self.world_size][self.rank :: self.world_size]
+        cuts = np.arange(1, self.n_batches) * self.batch_size
+        return np.split(order, cuts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first, self.first_batch = self.first_batch, 0
+        for rows in self.batches(self.epoch)[first:]:
+            yield rows.tolist()
+
+
+class StratifiedSampler(EpochSampler):
+    """Minibatches with at least ``minimum`` cells of a scarce group, such as those with a reference embedding.
+
+    Parameters
+    ----------
+    group
+        Shape (n,): whether each row of the whole data belongs to the group.
+    minimum
+        Fewest cells of the group in each minibatch; drawn again from the group where an epoch has too few.
+    """
+
+    def __init__(self, *args, group: np.ndarray, minimum: int, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = np.asarray(group, dtype=bool)
+        self.members = self.indices[self.group[self.indices]]
+        self.minimum = min(minimum, self.batch_size // 2, self.members.size)
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Return the minibatches, the first rows outside the group giving way to members where there are too few."""
+        rng = np.random.default_rng([self.seed, epoch, 1 + self.rank])
+        result = []
+        for rows in super().batches(epoch):
+            lacking = self.minimum - int(self.group[rows].sum())
+            outside = np.flatnonzero(~self.group[rows])[: max(lacking, 0)]
+            if outside.size:
+                free = np.setdiff1d(self.members, rows)
+                rows = rows.copy()
+                rows[outside[: free.size]] = rng.choice(free, size=min(outside.size, free.size), replace=False)
+            result.append(rows)
+        return result
+
+
+class NeighborSampler(EpochSampler):
+    """Minibatches half of which are reference neighbours of the other half, so that rare types have partners.
+
+    Parameters
+    ----------
+    neighbors
+        Shape (n, k): rows of the nearest neighbours of each cell in the reference, -1 where there are none.
+    """
+
+    def __init__(self, *args, neighbors: np.ndarray, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.neighbors = neighbors
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Return minibatches of the usual number and size; cells without reference keep their place."""
+        rng = np.random.default_rng([self.seed, epoch, 1 + self.rank])
+        result = []
+        for rows in super().batches(epoch):
+            seeds = rows[: (rows.size + 1) // 2]
+            drawn = self.neighbors[seeds, rng.integers(self.neighbors.shape[1], size=seeds.size)]
+            partners = np.where(drawn >= 0, drawn, rows[-seeds.size :])[: rows.size - seeds.size]
+            result.append(np.concatenate([seeds, partners]))
+        return result

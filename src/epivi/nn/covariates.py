@@ -1,0 +1,101 @@
+"""Covariates as inputs of a decoder.
+
+Legend of shapes: b cells of the batch, k columns of covariates.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.functional import one_hot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+DEPTH_LIMIT = 5.0
+
+
+class DecoderCovariates(nn.Module):
+    """Standardised log depth, categorical and continuous covariates, and the batch last, side by side.
+
+    A categorical covariate with a single category carries nothing and gets no column; from two categories on it is
+    one-hot. The batch comes last, so that new batches of a query append columns at the end.
+
+    Parameters
+    ----------
+    log_depth_mean, log_depth_sd
+        Mean and standard deviation of log depth over the training cells, kept as buffers: training, imputation and
+        queries use the same standardisation. The standardised value is clamped to [-5, 5].
+    n_batch
+        Number of batches.
+    n_cats_per_cov
+        Number of categories of each further categorical covariate.
+    n_continuous
+        Number of continuous covariates.
+    """
+
+    log_depth_mean: Tensor
+    log_depth_sd: Tensor
+
+    def __init__(
+        self,
+        log_depth_mean: float,
+        log_depth_sd: float,
+        *,
+        n_batch: int = 1,
+        n_cats_per_cov: Sequence[int] = (),
+        n_continuous: int = 0,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("log_depth_mean", torch.tensor(float(log_depth_mean)))
+        self.register_buffer("log_depth_sd", torch.tensor(float(log_depth_sd)))
+        self.n_batch = int(n_batch)
+        self.n_cats_per_cov = tuple(int(n) for n in n_cats_per_cov)
+        self.n_continuous = int(n_continuous)
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns k."""
+        return 1 + self.n_continuous + sum(_width(n) for n in (*self.n_cats_per_cov, self.n_batch))
+
+    def standardise(self, depth_b: Tensor) -> Tensor:
+        """Return the standardised log depth, shape (b,); a depth below one counts as one."""
+        z_b = (depth_b.clamp_min(1.0).log() - self.log_depth_mean) / self.log_depth_sd
+        return z_b.clamp(-DEPTH_LIMIT, DEPTH_LIMIT)
+
+    def forward(
+        self,
+        depth_b: Tensor,
+        batch_b: Tensor,
+        categorical_bi: Tensor | None = None,
+        continuous_bi: Tensor | None = None,
+    ) -> Tensor:
+        """Return the columns, shape (b, k).
+
+        Parameters
+        ----------
+        depth_b
+            Depth (number of open peaks, or what the user gave), not standardised.
+        batch_b
+            Codes of the batch.
+        categorical_bi, continuous_bi
+            Codes and values of the further covariates, one column each.
+        """
+        columns = [self.standardise(depth_b).unsqueeze(1)]
+        if self.n_continuous and continuous_bi is not None:
+            columns.append(continuous_bi)
+        for i, n in enumerate(self.n_cats_per_cov):
+            if _width(n) and categorical_bi is not None:
+                columns.append(one_hot(categorical_bi[:, i].long(), n).to(depth_b.dtype))
+        if _width(self.n_batch):
+            columns.append(one_hot(batch_b.long(), self.n_batch).to(depth_b.dtype))
+        return torch.cat(columns, dim=1)
+
+
+def _width(n_categories: int) -> int:
+    """Columns of a one-hot covariate: none if there is one category only."""
+    return n_categories if n_categories > 1 else 0

@@ -1,0 +1,272 @@
+"""Encoders and decoders of the SAILER family, for sparse peaks.
+
+Legend of shapes: b cells of the batch, c chromosomes (blocks of peaks), h hidden units, d latent dimensions,
+k covariates.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from epivi.nn.linear import BlockLogits, SparseLinear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from epivi.nn.linear import BlockedRows, PeakBlocks
+
+LOGVAR_LIMIT = 8.0
+SLOPE = 0.2
+
+
+class GroupedLinear(nn.Module):
+    """One linear layer for each chromosome, computed as one batched product.
+
+    Parameters
+    ----------
+    n_groups, n_in, n_out
+        Number of chromosomes, inputs and outputs of each.
+    """
+
+    def __init__(self, n_groups: int, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_groups, n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_groups, 1, n_out))
+        with torch.no_grad():
+            for part_io in self.weight:
+                nn.init.xavier_uniform_(part_io)
+
+    def forward(self, x_bch: Tensor) -> Tensor:
+        """Return shape (b, c, n_out)."""
+        return torch.baddbmm(self.bias, x_bch.transpose(0, 1), self.weight).transpose(0, 1)
+
+
+class GroupedNorm(nn.Module):
+    """Batch normalisation of every hidden unit, then a PReLU with one slope a chromosome, then dropout.
+
+    Parameters
+    ----------
+    n_groups, n_hidden
+        Number of chromosomes and hidden units of each.
+    dropout_rate
+        Share of units set to zero in training.
+    momentum, eps
+        Of the batch normalisation.
+    """
+
+    def __init__(self, n_groups: int, n_hidden: int, *, dropout_rate: float, momentum: float, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(n_groups * n_hidden, momentum=momentum, eps=eps)
+        self.activation = nn.PReLU(n_groups)
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, x_bch: Tensor) -> Tensor:
+        """Return the same shape, (b, c, h)."""
+        return self.dropout(self.activation(self.norm(x_bch.flatten(1)).view_as(x_bch)))
+
+
+def dense_block(n_in: int, n_out: int, *, dropout_rate: float, momentum: float, eps: float) -> nn.Sequential:
+    """Return Linear, batch normalisation, LeakyReLU(0.2) and dropout.
+
+    Examples
+    --------
+    >>> dense_block(3, 2, dropout_rate=0.0, momentum=0.1, eps=1e-5)(torch.zeros(4, 3)).shape
+    torch.Size([4, 2])
+    """
+    return nn.Sequential(
+        nn.Linear(n_in, n_out),
+        nn.BatchNorm1d(n_out, momentum=momentum, eps=eps),
+        nn.LeakyReLU(SLOPE),
+        nn.Dropout(dropout_rate),
+    )
+
+
+class GaussianHeads(nn.Module):
+    """Two linear heads: mean and log variance of the posterior, the log variance clamped to [-8, 8]."""
+
+    def __init__(self, n_in: int, n_latent: int, *, xavier: bool) -> None:
+        super().__init__()
+        self.mean = nn.Linear(n_in, n_latent)
+        self.logvar = nn.Linear(n_in, n_latent)
+        if xavier:
+            for head in (self.mean, self.logvar):
+                nn.init.xavier_uniform_(head.weight)
+                nn.init.zeros_(head.bias)
+
+    def forward(self, hidden_bh: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means and log variances, both of shape (b, d)."""
+        return self.mean(hidden_bh), self.logvar(hidden_bh).clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
+
+
+class DenseEncoder(nn.Module):
+    """Encoder p - h1 - h2 - d of the thesis: linear, batch normalisation, LeakyReLU(0.2), twice, then two heads.
+
+    Parameters
+    ----------
+    blocks
+        Tiles of peaks.
+    hidden
+        Hidden units (h1, h2).
+    n_latent
+        Latent dimensions d.
+    dropout_rate, momentum, eps
+        Dropout after each activation; momentum and eps of the batch normalisation.
+    """
+
+    def __init__(
+        self,
+        blocks: PeakBlocks,
+        hidden: tuple[int, int],
+        n_latent: int,
+        *,
+        dropout_rate: float = 0.0,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.first = SparseLinear(blocks, hidden[0], diagonal=False)
+        self.first_norm = nn.Sequential(
+            nn.BatchNorm1d(hidden[0], momentum=momentum, eps=eps), nn.LeakyReLU(SLOPE), nn.Dropout(dropout_rate)
+        )
+        self.second = dense_block(*hidden, dropout_rate=dropout_rate, momentum=momentum, eps=eps)
+        self.heads = GaussianHeads(hidden[1], n_latent, xavier=False)
+
+    def forward(self, batch: BlockedRows) -> tuple[Tensor, Tensor]:
+        """Return means and log variances of the posterior, both of shape (b, d)."""
+        return self.heads(self.second(self.first_norm(self.first(batch))))
+
+
+class DenseDecoder(nn.Module):
+    """Decoder d + k - h2 - h1 - p; covariates enter at the first layer only.
+
+    Parameters
+    ----------
+    blocks
+        Tiles of peaks.
+    hidden
+        Hidden units (h1, h2), as given to the encoder.
+    n_latent, n_covariates
+        Latent dimensions d and covariates k.
+    dropout_rate, momentum, eps
+        As in the encoder.
+    """
+
+    def __init__(
+        self,
+        blocks: PeakBlocks,
+        hidden: tuple[int, int],
+        n_latent: int,
+        n_covariates: int,
+        *,
+        dropout_rate: float = 0.0,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        options = {"dropout_rate": dropout_rate, "momentum": momentum, "eps": eps}
+        self.first = dense_block(n_latent + n_covariates, hidden[1], **options)
+        self.second = dense_block(hidden[1], hidden[0], **options)
+        self.logits = BlockLogits(blocks, hidden[0], diagonal=False)
+
+    @property
+    def condition_layer(self) -> nn.Linear:
+        """The layer that reads latent and covariates."""
+        return self.first[0]
+
+    def forward(self, latent_bd: Tensor, covariates_bk: Tensor) -> Tensor:
+        """Return the input of the logit layer, shape (b, h1)."""
+        return self.second(self.first(torch.cat([latent_bd, covariates_bk], dim=1)))
+
+
+class ChromosomeEncoder(nn.Module):
+    """Encoder with one network a chromosome, p_j - h1 - h2, concatenated before two common heads (SAILERX).
+
+    Parameters
+    ----------
+    blocks
+        Chromosomes as blocks of peaks.
+    hidden
+        Hidden units (h1, h2) of each chromosome.
+    n_latent
+        Latent dimensions d.
+    dropout_rate, momentum, eps
+        Dropout after each activation; momentum and eps of the batch normalisation.
+    """
+
+    def __init__(
+        self,
+        blocks: PeakBlocks,
+        hidden: tuple[int, int],
+        n_latent: int,
+        *,
+        dropout_rate: float = 0.0,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        options = {"dropout_rate": dropout_rate, "momentum": momentum, "eps": eps}
+        n_groups = len(blocks.sizes)
+        self.first = SparseLinear(blocks, hidden[0], diagonal=True)
+        self.first_norm = GroupedNorm(n_groups, hidden[0], **options)
+        self.second = GroupedLinear(n_groups, *hidden)
+        self.second_norm = GroupedNorm(n_groups, hidden[1], **options)
+        self.heads = GaussianHeads(n_groups * hidden[1], n_latent, xavier=True)
+
+    def forward(self, batch: BlockedRows) -> tuple[Tensor, Tensor]:
+        """Return means and log variances of the posterior, both of shape (b, d)."""
+        hidden_bch = self.second_norm(self.second(self.first_norm(self.first(batch))))
+        return self.heads(hidden_bch.flatten(1))
+
+
+class ChromosomeDecoder(nn.Module):
+    """Decoder d + k - c h2, then one network h2 - h1 - p_j a chromosome; covariates enter at the first layer only.
+
+    Parameters
+    ----------
+    blocks
+        Chromosomes as blocks of peaks.
+    hidden
+        Hidden units (h1, h2) of each chromosome, as given to the encoder.
+    n_latent, n_covariates
+        Latent dimensions d and covariates k.
+    dropout_rate, momentum, eps
+        As in the encoder.
+    """
+
+    def __init__(
+        self,
+        blocks: PeakBlocks,
+        hidden: tuple[int, int],
+        n_latent: int,
+        n_covariates: int,
+        *,
+        dropout_rate: float = 0.0,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        n_groups = len(blocks.sizes)
+        options = {"momentum": momentum, "eps": eps}
+        self.shape = (n_groups, hidden[1])
+        self.first = nn.Linear(n_latent + n_covariates, n_groups * hidden[1])
+        nn.init.xavier_uniform_(self.first.weight)
+        nn.init.zeros_(self.first.bias)
+        self.first_norm = nn.Sequential(
+            nn.BatchNorm1d(n_groups * hidden[1], **options), nn.PReLU(), nn.Dropout(dropout_rate)
+        )
+        self.second = GroupedLinear(n_groups, hidden[1], hidden[0])
+        self.second_norm = GroupedNorm(n_groups, hidden[0], dropout_rate=dropout_rate, **options)
+        self.logits = BlockLogits(blocks, hidden[0], diagonal=True)
+
+    @property
+    def condition_layer(self) -> nn.Linear:
+        """The layer that reads latent and covariates."""
+        return self.first
+
+    def forward(self, latent_bd: Tensor, covariates_bk: Tensor) -> Tensor:
+        """Return the input of the logit layer, shape (b, c, h1)."""
+        hidden_bh = self.first_norm(self.first(torch.cat([latent_bd, covariates_bk], dim=1)))
+        return self.second_norm(self.second(hidden_bh.view(-1, *self.shape)))

@@ -1,0 +1,230 @@
+"""What happens in each step of any model: loss, optimiser, metrics, noise that depends on the step alone."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+
+from epivi._errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scvi.module.base import BaseModuleClass, LossOutput
+    from torch import Tensor
+
+    from epivi.train.keeping import RunState, WeightKeeper
+    from epivi.train.schedules import Annealing
+
+ROWS = "rows"
+_VALIDATION_STREAM = 1 << 40
+
+
+class TrainingPlan(pl.LightningModule):
+    """Trains a module of scvi-tools with annealed KL terms; a run can stop after any step and go on bitwise equally.
+
+    Parameters
+    ----------
+    module
+        A module whose ``inference`` takes ``deterministic`` and whose ``loss`` takes ``kl_weight``.
+    annealing
+        KL weight and deterministic warm-up, by step.
+    optimizer
+        ``"Adam"`` or ``"AdamW"``.
+    lr, weight_decay, eps
+        Of the optimiser.
+    lr_gamma
+        The learning rate of epoch e is ``lr * lr_gamma ** e``.
+    seed
+        Seed of the noise: what is drawn in a step depends on (seed, step, process) alone.
+
+    Notes
+    -----
+    Metrics are summed on the device in float64 and read once an epoch, so that logging costs no synchronisation.
+    """
+
+    def __init__(
+        self,
+        module: BaseModuleClass,
+        *,
+        annealing: Annealing,
+        optimizer: str = "Adam",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-6,
+        eps: float = 1e-8,
+        lr_gamma: float = 0.995,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.annealing = annealing
+        self.optimizer_name = optimizer
+        self.lr, self.weight_decay, self.eps, self.lr_gamma = lr, weight_decay, eps, lr_gamma
+        self.seed = seed
+        self.epoch = 0
+        self.step = 0
+        self.batch_in_epoch = 0
+        self.records: list[dict[str, float]] = []
+        self.sums: dict[str, dict[str, Tensor]] = {"train": {}, "validation": {}}
+        self.keeper: WeightKeeper | None = None
+        self.run_state: RunState | None = None
+        self.is_stop_requested = False
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimiser over the trainable parameters, with the state of an interrupted run if there is one."""
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[self.optimizer_name]
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        optimizer = kind(
+            parameters, lr=self.lr, weight_decay=self.weight_decay, eps=self.eps, fused=parameters[0].device.type != "mps"
+        )
+        if self.run_state is not None:
+            self.run_state.restore_optimizer(optimizer)
+        return optimizer
+
+    def _forward(self, batch: dict[str, Tensor], *, kl_weight: float, deterministic: bool, stream: int) -> LossOutput:
+        with _seeded(self.seed, stream, self.global_rank, self.device):
+            return self.module(
+                batch, inference_kwargs={"deterministic": deterministic}, loss_kwargs={"kl_weight": kl_weight}
+            )[2]
+
+    def on_train_epoch_start(self) -> None:
+        """Set the learning rate of the epoch."""
+        for group in self.optimizers().param_groups:
+            group["lr"] = self.lr * self.lr_gamma**self.epoch
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the loss of a minibatch; a loss that is not finite stops the training."""
+        kl_weight = self.annealing.kl_weight(self.step)
+        output = self._forward(
+            batch, kl_weight=kl_weight, deterministic=self.annealing.is_deterministic(self.step), stream=self.step
+        )
+        if not torch.isfinite(output.loss):
+            raise NotFiniteLossError(self.epoch, self.step, batch.get(ROWS))
+        self._add("train", output, {"kl_weight": kl_weight})
+        return output.loss
+
+    def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
+        """Count the step and save the state of the run if it is due."""
+        self.step += 1
+        self.batch_in_epoch += 1
+        if self.is_stop_requested:
+            self.trainer.should_stop = True
+        if self.run_state is not None and self.batch_in_epoch < self.annealing.steps_per_epoch:
+            self.run_state.save_if_due(self)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add a minibatch to the validation metrics, at full KL weight and with the same noise in every epoch."""
+        output = self._forward(batch, kl_weight=1.0, deterministic=False, stream=_VALIDATION_STREAM + batch_idx)
+        self._add("validation", output, {})
+
+    @torch.no_grad()
+    def _add(self, mode: str, output: LossOutput, more: dict[str, float]) -> None:
+        n = output.n_obs_minibatch
+        values = {
+            "loss": output.loss * n,
+            "reconstruction_loss": output.reconstruction_loss_sum,
+            "kl_local": output.kl_local_sum,
+            "n": n,
+        }
+        values["elbo"] = values["reconstruction_loss"] + values["kl_local"]
+        values |= {key: value * n for key, value in (output.extra_metrics | more).items()}
+        sums = self.sums[mode]
+        for key, value in values.items():
+            value = torch.as_tensor(value, device=self.device).detach().double()
+            sums[key] = sums[key] + value if key in sums else value.clone()
+
+    def _read(self, mode: str) -> dict[str, float]:
+        sums, self.sums[mode] = self.sums[mode], {}
+        if not sums:
+            return {}
+        keys = sorted(sums)
+        totals = torch.stack([sums[key] for key in keys])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(totals)
+        values = dict(zip(keys, totals.tolist(), strict=True))
+        n = values.pop("n")
+        names = {"loss": "train_loss" if mode == "train" else "validation_loss", "kl_weight": "kl_weight"}
+        return {names.get(key, f"{key}_{mode}"): value / n for key, value in values.items()}
+
+    def on_train_epoch_end(self) -> None:
+        """Close the epoch: metrics, best weights, early stopping, state of the run."""
+        if self.batch_in_epoch < self.annealing.steps_per_epoch:
+            self.sums = {"train": {}, "validation": {}}
+            return  # stopped inside the epoch
+        record = {"epoch": float(self.epoch)} | self._read("train") | self._read("validation")
+        self.records.append(record)
+        self.log_dict({k: v for k, v in record.items() if k != "epoch"}, rank_zero_only=False, sync_dist=False)
+        if self.keeper is not None and self.keeper.update(self.module, record):
+            self.trainer.should_stop = True
+        self.epoch += 1
+        self.batch_in_epoch = 0
+        if self.run_state is not None:
+            self.run_state.save_if_due(self)
+
+    def state(self) -> dict[str, Any]:
+        """Return counters, metrics and sums: what a resumed run needs beside weights and optimiser."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "batch_in_epoch": self.batch_in_epoch,
+            "records": [dict(record) for record in self.records],
+            "sums": {mode: dict(sums) for mode, sums in self.sums.items()},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state` returned."""
+        self.epoch, self.step, self.batch_in_epoch = (state[k] for k in ("epoch", "step", "batch_in_epoch"))
+        self.records = [dict(record) for record in state["records"]]
+        self.sums = {mode: dict(sums) for mode, sums in state["sums"].items()}
+
+
+class NotFiniteLossError(TrainingError):
+    """The loss of a minibatch is NaN or infinite.
+
+    Parameters
+    ----------
+    epoch, step
+        Where it happened.
+    rows
+        Rows of the cells of the minibatch.
+    """
+
+    def __init__(self, epoch: int, step: int, rows: Tensor | None) -> None:
+        super().__init__(f"The loss of step {step} (epoch {epoch}) is not finite.")
+        self.epoch, self.step = epoch, step
+        self.rows: list[int] = [] if rows is None else rows.reshape(-1).tolist()
+
+
+@contextmanager
+def _seeded(seed: int, stream: int, rank: int, device: torch.device) -> Iterator[None]:
+    """Draw from a generator that depends on (seed, stream, rank) alone, and leave the global generators untouched."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_mix(seed, stream, rank))
+        yield
+
+
+def _mix(*numbers: int) -> int:
+    """Mix integers into one seed of 63 bits (the splitmix64 finaliser over a running sum)."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
+        mixed ^= mixed >> 31
+    return mixed % (2**63 - 1)
+
+
+def is_better(value: float, best: float, min_delta: float) -> bool:
+    """Whether a monitored value is lower than the best by more than ``min_delta``; NaN never is.
+
+    Examples
+    --------
+    >>> is_better(1.0, 2.0, 0.5), is_better(math.nan, 2.0, 0.0)
+    (True, False)
+    """
+    return not math.isnan(value) and value < best - min_delta

@@ -1,0 +1,77 @@
+"""What the step number decides: the weight of the KL terms and the deterministic warm-up."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Annealing:
+    r"""Reconstruction-only warm-up, then cyclical annealing of the KL terms (SAILER, Cao 2021).
+
+    With t the steps since the warm-up, C the steps of a cycle and r the share of the cycle in which the weight rises,
+
+    .. math:: \mathrm{kl}_w(t) = \min\left(\frac{t \bmod C}{r C}, 1\right)
+
+    If ``max_epochs`` is below warm-up plus one cycle, the cycle shrinks to fit, so that training ends at weight one.
+
+    Parameters
+    ----------
+    steps_per_epoch, max_epochs
+        Length of the training.
+    n_epochs_warmup
+        Epochs without KL terms and without noise in the latent.
+    n_epochs_cycle
+        Epochs of a cycle; 0 means no cycle, the weight is one from the warm-up on.
+    ratio
+        Share r of the cycle in which the weight rises from 0 to 1.
+
+    Examples
+    --------
+    >>> annealing = Annealing(steps_per_epoch=1, max_epochs=8, n_epochs_warmup=0, n_epochs_cycle=4, ratio=0.5)
+    >>> [annealing.kl_weight(t) for t in range(5)]
+    [0.0, 0.5, 1.0, 1.0, 0.0]
+    """
+
+    steps_per_epoch: int
+    max_epochs: int
+    n_epochs_warmup: int = 10
+    n_epochs_cycle: int = 100
+    ratio: float = 0.5
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up, at most half of the training."""
+        return min(self.n_epochs_warmup, self.max_epochs // 2) * self.steps_per_epoch
+
+    @property
+    def cycle_steps(self) -> int:
+        """Steps of a cycle, after it was shrunk to fit."""
+        left = self.max_epochs * self.steps_per_epoch - self.warmup_steps
+        return min(self.n_epochs_cycle * self.steps_per_epoch, left)
+
+    def is_deterministic(self, step: int) -> bool:
+        """Whether the latent of this step is the posterior mean."""
+        return step < self.warmup_steps
+
+    def kl_weight(self, step: int) -> float:
+        """Return the weight of the KL terms at a step, between 0 and 1."""
+        if step < self.warmup_steps:
+            return 0.0
+        if self.cycle_steps <= 0 or self.ratio <= 0:
+            return 1.0
+        return min(((step - self.warmup_steps) % self.cycle_steps) / (self.ratio * self.cycle_steps), 1.0)
+
+    def warn_if_it_ends_low(self) -> None:
+        """Warn if the last step of the training has a KL weight below one: the latent is then under-regularised."""
+        last = self.kl_weight(max(self.max_epochs * self.steps_per_epoch - 1, 0))
+        if last < 1.0 - 1.5 / max(self.cycle_steps, 1):
+            logger.warning(
+                "Training of %d epochs ends inside a rise of the KL weight (at %.2f): the latent is under-regularised. "
+                "Choose max_epochs or n_epochs_kl_cycle so that it ends in the second half of a cycle.",
+                self.max_epochs,
+                last,
+            )
