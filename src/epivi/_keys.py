@@ -11,6 +11,7 @@ VAR_END: Final = "end"
 
 # obs: what setup_* stores
 OBS_DEPTH: Final = "_epivi_depth"
+OBS_N_OPEN: Final = "_epivi_n_open"
 OBS_RNA_DEPTH: Final = "_epivi_rna_depth"
 OBS_HAS_REFERENCE: Final = "_epivi_has_reference"
 OBS_ALIGN_WEIGHT: Final = "_epivi_align_weight"
@@ -38,3 +39,4 @@ BATCH_DEPTH: Final = "depth"
 BATCH_REFERENCE: Final = "reference"
 BATCH_HAS_REFERENCE: Final = "has_reference"
 BATCH_ALIGN_WEIGHT: Final = "align_weight"
+BATCH_ROWS: Final = "rows"

@@ -126,6 +126,7 @@ def test_bad_data_are_refused():
 
 
 @pytest.mark.realdata
+@pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # anndata and mudata read by old pandas calls
 def test_rna_of_mouse_cortex_agrees_with_its_labels():
     import os
     from pathlib import Path

@@ -6,10 +6,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import sparse
 from scvi.data.fields import CategoricalObsField, LayerField, MuDataWrapper, NumericalObsField, ObsmField
 
 from epivi import _validate
 from epivi._errors import DataError, nearest
+from epivi._keys import OBS_DEPTH, OBS_N_OPEN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 INDEXER = "feature_indexer"
 DENSITY = "density"
+CHROMOSOMES = "chromosomes"
 MEAN, SD = "mean", "sd"
 
 
@@ -34,52 +37,125 @@ class PeaksField(LayerField):
         Key in the registry and in the batch.
     layer
         Layer that holds the counts; ``None`` stands for X.
+    chromosomes
+        Chromosome of each peak, kept with the registry; ``None`` if unknown.
     where
         How messages call the object, for example ``mdata['atac']``.
     """
 
-    def __init__(self, registry_key: str, layer: str | None, *, where: str = "adata") -> None:
+    def __init__(
+        self,
+        registry_key: str,
+        layer: str | None,
+        *,
+        chromosomes: np.ndarray | None = None,
+        where: str = "adata",
+    ) -> None:
         super().__init__(registry_key, layer, is_count_data=False, correct_data_format=False)
-        self.where = where if layer is None else f"{where}.layers['{layer}']"
-        if layer is None:
-            self.where = f"{where}.X"
+        self.where = f"{where}.X" if layer is None else f"{where}.layers['{layer}']"
+        self.chromosomes = chromosomes
 
-    def counts(self, adata: AnnData) -> CountSummary:
-        """Check the counts and return their summary."""
+    def _checked(self, adata: AnnData) -> CountSummary:
+        """Check the counts, say what is unusual, and return their summary."""
         others = {name: adata.layers[name] for name in adata.layers if name != self.attr_key}
-        return _validate.check_counts(
+        summary = _validate.check_counts(
             self.get_field_data(adata), where=self.where, obs_names=adata.obs_names, alternatives=others
         )
+        if n_empty := int((summary.n_open == 0).sum()):
+            logger.warning(
+                "%d of %d cells of %s have no open peak; their depth counts as 1. "
+                "epivi.pp.filter_cells(adata, min_peaks=1) removes them.",
+                n_empty,
+                adata.n_obs,
+                self.where,
+            )
+        if n_closed := int((summary.col_open == 0).sum()):
+            logger.warning("%d of %d peaks of %s are open in no cell.", n_closed, adata.n_vars, self.where)
+        return summary
 
     def register_field(self, adata: AnnData) -> dict:
-        """Register peaks, their names and the share of open entries."""
-        summary = self.counts(adata)
+        """Register peaks, their names and chromosomes, and the share of open entries; store the open peaks of cells."""
+        summary = self._checked(adata)
         state = super().register_field(adata)
-        return state | {DENSITY: summary.nnz / (adata.n_obs * adata.n_vars), INDEXER: None}
+        adata.obs[OBS_N_OPEN] = summary.n_open.astype(np.float64)
+        density = summary.nnz / (adata.n_obs * adata.n_vars)
+        return state | {DENSITY: density, CHROMOSOMES: self.chromosomes, INDEXER: None}
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:  # noqa: ARG002
         """Match the peaks of another object by name: permuted ones are reordered, missing ones are an error."""
-        self.counts(adata_target)
+        summary = self._checked(adata_target)
         trained = np.asarray(state_registry[self.COLUMN_NAMES_KEY])
         indexer = _validate.check_same_features(trained, adata_target.var_names, where=self.where)
+        n_open = summary.n_open
         if indexer is not None:
-            logger.info("Peaks of %s are in another order than in training: they are reordered by name.", self.where)
-        kept = {key: state_registry[key] for key in (self.N_VARS_KEY, self.COLUMN_NAMES_KEY, DENSITY)}
+            logger.info("Peaks of %s are not in the order of training: they are matched by name.", self.where)
+            if indexer.size < adata_target.n_vars:
+                n_open = open_peaks(self.get_field_data(adata_target), indexer)
+        adata_target.obs[OBS_N_OPEN] = n_open.astype(np.float64)
+        kept = {key: state_registry[key] for key in (self.N_VARS_KEY, self.COLUMN_NAMES_KEY, DENSITY, CHROMOSOMES)}
         return kept | {self.N_OBS_KEY: adata_target.n_obs, INDEXER: indexer}
 
 
-class LogMomentsField(NumericalObsField):
-    """A positive obs column; mean and standard deviation of its logarithm stay those of the training data."""
+def open_peaks(matrix: Any, columns: np.ndarray, chunk_rows: int = 4096) -> np.ndarray:
+    """Return the number of non-zero entries of each row within some columns, shape (n,).
+
+    Examples
+    --------
+    >>> open_peaks(np.array([[1, 0, 2], [0, 0, 3]]), np.array([0, 1])).tolist()
+    [1, 0]
+    """
+    parts = [
+        sparse.csr_matrix(matrix[start : start + chunk_rows])[:, columns] for start in range(0, matrix.shape[0], chunk_rows)
+    ]
+    return np.concatenate([np.asarray((part != 0).sum(axis=1)).ravel() for part in parts])
+
+
+class DepthField(NumericalObsField):
+    """Depth of each cell; mean and standard deviation of its logarithm stay those of the training data.
+
+    Parameters
+    ----------
+    registry_key
+        Key in the registry and in the batch.
+    depth_key
+        The user's column of positive numbers; ``None`` takes the number of open peaks, or of whatever ``source`` holds.
+    stored_key
+        Column of obs in which the depth is stored.
+    source_key
+        Column to read if there is no ``depth_key``.
+    where
+        How messages call obs.
+    """
+
+    def __init__(
+        self,
+        registry_key: str,
+        depth_key: str | None,
+        *,
+        stored_key: str = OBS_DEPTH,
+        source_key: str = OBS_N_OPEN,
+        where: str = "adata.obs",
+    ) -> None:
+        super().__init__(registry_key, stored_key)
+        self.depth_key = depth_key
+        self.source_key = source_key
+        self.where = where
+
+    def _store(self, adata: AnnData) -> np.ndarray:
+        if self.depth_key is not None:
+            _validate.check_continuous(adata.obs, self.depth_key, where=self.where, positive=True)
+        values = adata.obs[self.depth_key or self.source_key].to_numpy(dtype=np.float64)
+        adata.obs[self.attr_key] = values
+        return values
 
     def register_field(self, adata: AnnData) -> dict:
-        """Register the column and the moments of its logarithm (values below one count as one)."""
-        super().register_field(adata)
-        values = np.log(np.maximum(adata.obs[self.attr_key].to_numpy(dtype=np.float64), 1.0))
-        return {MEAN: float(values.mean()), SD: float(values.std()) or 1.0}
+        """Store the depth and register the moments of its logarithm (values below one count as one)."""
+        logs = np.log(np.maximum(self._store(adata), 1.0))
+        return {MEAN: float(logs.mean()), SD: float(logs.std()) or 1.0}
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:  # noqa: ARG002
-        """Keep the moments of the training data."""
-        self.validate_field(adata_target)
+        """Store the depth of another object; the moments stay those of training."""
+        self._store(adata_target)
         return dict(state_registry)
 
 
@@ -115,6 +191,6 @@ class ReferenceField(ObsmField):
 
 
 MuDataPeaksField = MuDataWrapper(PeaksField)
-MuDataLogMomentsField = MuDataWrapper(LogMomentsField)
+MuDataDepthField = MuDataWrapper(DepthField)
 MuDataCategoryField = MuDataWrapper(CategoryField)
 MuDataReferenceField = MuDataWrapper(ReferenceField)

@@ -18,7 +18,7 @@ from scvi.data.fields import CategoricalJointObsField, CategoricalObsField
 from torch.utils.data import Dataset, Subset
 
 from epivi._errors import DataError
-from epivi._keys import BATCH_INDICES, BATCH_INDPTR, BATCH_VALUES
+from epivi._keys import BATCH_INDICES, BATCH_INDPTR, BATCH_ROWS, BATCH_VALUES
 from epivi.data.fields import INDEXER
 
 if TYPE_CHECKING:
@@ -96,20 +96,25 @@ class DenseReader:
         Shape (n, ...).
     dtype
         Type of the tensor.
+    row_map
+        Row of ``array`` that holds each observation, for a modality of a MuData; ``None`` where they agree.
     """
 
-    def __init__(self, key: str, array: np.ndarray, dtype: type) -> None:
+    def __init__(self, key: str, array: np.ndarray, dtype: type, *, row_map: np.ndarray | None = None) -> None:
         self.key = key
         self.array = array
         self.dtype = dtype
+        self.row_map = row_map
 
     def read(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Return the rows under the reader's key."""
+        if self.row_map is not None:
+            rows = self.row_map[rows]
         return {self.key: torch.from_numpy(np.ascontiguousarray(self.array[rows], dtype=self.dtype))}
 
 
 class BatchDataset(Dataset):
-    """Batches of registered data; one call reads a whole minibatch.
+    """Batches of registered data; one call reads a whole minibatch, with the row numbers under ``rows``.
 
     Parameters
     ----------
@@ -128,7 +133,7 @@ class BatchDataset(Dataset):
 
     def __getitem__(self, rows: int | Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
-        batch: dict[str, Tensor] = {}
+        batch: dict[str, Tensor] = {BATCH_ROWS: torch.from_numpy(rows)}
         for reader in self.readers:
             batch.update(reader.read(rows))
         return batch
@@ -163,13 +168,12 @@ class SparseDataManager(AnnDataManager):
 
     def _reader(self, key: str) -> Reader:
         array = self.get_from_registry(key)
-        location = self.data_registry[key]
+        mod_key = getattr(self.data_registry[key], "mod_key", None)
+        row_map = None if mod_key is None else modality_rows(self.adata, mod_key)
         state = self.registry["field_registries"][key]["state_registry"]
         if INDEXER in state:
             indexer = state[INDEXER]
-            mod_key = getattr(location, "mod_key", None)
-            rows = modality_rows(self.adata, mod_key) if mod_key is not None else None
-            return SparseReader(array, indexer=None if indexer is None else np.asarray(indexer), row_map=rows)
+            return SparseReader(array, indexer=None if indexer is None else np.asarray(indexer), row_map=row_map)
         if isinstance(array, pd.DataFrame):
             array = array.to_numpy()
         if not isinstance(array, np.ndarray):
@@ -178,7 +182,8 @@ class SparseDataManager(AnnDataManager):
                 "Store it as a numpy array or a scipy sparse matrix."
             )
             raise DataError(message)
-        return DenseReader(key, array, np.int64 if self._is_categorical(key) else np.float32)
+        dtype = np.int64 if self._is_categorical(key) else np.float32
+        return DenseReader(key, array, dtype, row_map=row_map)
 
     def _is_categorical(self, key: str) -> bool:
         for field in self.fields:

@@ -80,8 +80,8 @@ class EpochSampler:
 
     Notes
     -----
-    ``epoch`` and ``first_batch`` are set by the training loop: ``first_batch`` skips minibatches that a run had already
-    done before it was interrupted, and falls back to 0 after one epoch.
+    The training loop counts its own epochs from 0 and calls ``set_epoch``; ``start`` is the epoch at which a resumed run
+    goes on, and ``first_batch`` skips the minibatches that it had already done in that epoch.
     """
 
     def __init__(
@@ -100,8 +100,13 @@ class EpochSampler:
         self.seed = int(seed)
         self.shuffle = shuffle
         self.rank, self.world_size = rank, world_size
+        self.start = 0
         self.epoch = 0
         self.first_batch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the number of the epoch, counted from the start of this process."""
+        self.epoch = epoch
 
     @property
     def n_batches(self) -> int:
@@ -126,8 +131,7 @@ class EpochSampler:
         return np.split(order, cuts)
 
     def __iter__(self) -> Iterator[list[int]]:
-        first, self.first_batch = self.first_batch, 0
-        for rows in self.batches(self.epoch)[first:]:
+        for rows in self.batches(self.start + self.epoch)[self.first_batch :]:
             yield rows.tolist()
 
 

@@ -128,8 +128,6 @@ def neighbor_mixing(
     >>> bool(mixing.mean_entropy > 0.9)
     True
     """
-    import pandas as pd
-
     check_choice(types, ("all", "shared"), name="types")
     z_nd = as_embedding(Z)
     n = z_nd.shape[0]
@@ -149,15 +147,9 @@ def neighbor_mixing(
 
     by_type, chosen = None, np.ones(n, dtype=bool)
     if kinds is not None:
-        by_type = _purity_table(indices, kinds)
-        present = np.zeros((len(kinds.names), n_batches), dtype=bool)
-        present[kinds.codes, batches.codes] = True
-        by_type["n_batches"] = present.sum(axis=1)
-        by_type["shared"] = present.all(axis=1)
-        by_type["entropy"] = pd.Series(entropy_n).groupby(kinds.codes).mean().to_numpy()
-        by_type = by_type[["n", "n_batches", "shared", "entropy", "purity"]]
+        by_type = _type_table(indices, kinds, batches, entropy_n)
         if types == "shared":
-            chosen = present.all(axis=1)[kinds.codes]
+            chosen = by_type["shared"].to_numpy()[kinds.codes]
             if not chosen.any():
                 msg = f"None of the {len(kinds.names)} types is present in all {n_batches} batches."
                 raise DataError(msg)
@@ -297,6 +289,21 @@ def knn_accuracy(
     search = KNeighborsClassifier(n_neighbors=n_neighbors).fit(train_nd, train.codes)
     right = np.asarray(train.names)[search.predict(test_nd)] == np.asarray(test.names)[test.codes]
     return float(np.mean([right[test.codes == label].mean() for label in range(len(test.names))]))
+
+
+def _type_table(
+    indices: NDArray[np.intp], kinds: Labels, batches: Labels, entropy_n: NDArray[np.float64]
+) -> pd.DataFrame:
+    """Return size, batches, mean entropy and purity of each type."""
+    import pandas as pd
+
+    present = np.zeros((len(kinds.names), len(batches.names)), dtype=bool)
+    present[kinds.codes, batches.codes] = True
+    table = _purity_table(indices, kinds)
+    table["n_batches"] = present.sum(axis=1)
+    table["shared"] = present.all(axis=1)
+    table["entropy"] = pd.Series(entropy_n).groupby(kinds.codes).mean().to_numpy()
+    return table[["n", "n_batches", "shared", "entropy", "purity"]]
 
 
 def _purity_table(indices: NDArray[np.intp], kinds: Labels) -> pd.DataFrame:

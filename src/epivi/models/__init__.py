@@ -1,1 +1,1 @@
-"""."""
+"""The models, one folder a paper; each is a subclass of :class:`scvi.model.base.BaseModelClass`."""

@@ -270,3 +270,78 @@ class ChromosomeDecoder(nn.Module):
         """Return the input of the logit layer, shape (b, c, h1)."""
         hidden_bh = self.first_norm(self.first(torch.cat([latent_bd, covariates_bk], dim=1)))
         return self.second_norm(self.second(hidden_bh.view(-1, *self.shape)))
+
+
+class LinearEncoder(nn.Module):
+    """Linear map from peaks to mean and log variance; nothing hidden, so that few cells suffice to fit it.
+
+    Parameters
+    ----------
+    blocks
+        Tiles of peaks.
+    hidden
+        Not used; taken so that all encoders are built alike.
+    n_latent
+        Latent dimensions d.
+    dropout_rate, momentum, eps
+        Not used.
+    """
+
+    def __init__(
+        self,
+        blocks: PeakBlocks,
+        hidden: tuple[int, int],  # noqa: ARG002
+        n_latent: int,
+        *,
+        dropout_rate: float = 0.0,  # noqa: ARG002
+        momentum: float = 0.1,  # noqa: ARG002
+        eps: float = 1e-5,  # noqa: ARG002
+    ) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.first = SparseLinear(blocks, 2 * n_latent, diagonal=False)
+
+    def forward(self, batch: BlockedRows) -> tuple[Tensor, Tensor]:
+        """Return means and log variances of the posterior, both of shape (b, d)."""
+        mean_bd, logvar_bd = self.first(batch).split(self.n_latent, dim=1)
+        return mean_bd, logvar_bd.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
+
+
+class LinearDecoder(nn.Module):
+    """Logits as a linear map of latent and covariates.
+
+    Parameters
+    ----------
+    blocks
+        Tiles of peaks.
+    hidden
+        Not used; taken so that all decoders are built alike.
+    n_latent, n_covariates
+        Latent dimensions d and covariates k.
+    dropout_rate, momentum, eps
+        Not used.
+    """
+
+    def __init__(
+        self,
+        blocks: PeakBlocks,
+        hidden: tuple[int, int],  # noqa: ARG002
+        n_latent: int,
+        n_covariates: int,
+        *,
+        dropout_rate: float = 0.0,  # noqa: ARG002
+        momentum: float = 0.1,  # noqa: ARG002
+        eps: float = 1e-5,  # noqa: ARG002
+    ) -> None:
+        super().__init__()
+        self.logits = BlockLogits(blocks, n_latent + n_covariates, diagonal=False)
+        nn.init.normal_(self.logits.weight, std=0.01)
+
+    @property
+    def condition_layer(self) -> BlockLogits:
+        """The layer that reads latent and covariates."""
+        return self.logits
+
+    def forward(self, latent_bd: Tensor, covariates_bk: Tensor) -> Tensor:
+        """Return latent and covariates side by side, shape (b, d + k): the input of the logit layer."""
+        return torch.cat([latent_bd, covariates_bk], dim=1)

@@ -247,7 +247,8 @@ def _in_memory(adata: AnnData, layer: str | None) -> tuple[Any, np.ndarray]:
     matrix, summary = _counts(adata, layer)
     if not isinstance(matrix, np.ndarray) and not sp.issparse(matrix):  # on disk
         matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
-    return (matrix.tocsr() if sp.issparse(matrix) else np.asarray(matrix)), summary.col_open
+    # one sparse type for all: scanpy compiles its kernels once for each
+    return (sp.csr_matrix(matrix) if sp.issparse(matrix) else np.asarray(matrix)), summary.col_open
 
 
 def _cap(n_comps: int, shape: tuple[int, int], name: str) -> int:

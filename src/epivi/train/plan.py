@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from epivi._errors import TrainingError
+from epivi._keys import BATCH_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from epivi.train.keeping import RunState, WeightKeeper
     from epivi.train.schedules import Annealing
 
-ROWS = "rows"
 _VALIDATION_STREAM = 1 << 40
 
 
@@ -103,7 +103,7 @@ class TrainingPlan(pl.LightningModule):
             batch, kl_weight=kl_weight, deterministic=self.annealing.is_deterministic(self.step), stream=self.step
         )
         if not torch.isfinite(output.loss):
-            raise NotFiniteLossError(self.epoch, self.step, batch.get(ROWS))
+            raise NotFiniteLossError(self.epoch, self.step, batch.get(BATCH_ROWS))
         self._add("train", output, {"kl_weight": kl_weight})
         return output.loss
 

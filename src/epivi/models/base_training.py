@@ -1,0 +1,269 @@
+"""How a model is trained: loaders, trainer, interruption, failure, resume."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+from scvi.model._utils import parse_device_args
+from scvi.train import Trainer
+from torch.utils.data import DataLoader
+
+from epivi._errors import TrainingError
+from epivi.data.splits import split_cells
+from epivi.train.keeping import RunState, WeightKeeper
+from epivi.train.plan import NotFiniteLossError, TrainingPlan
+from epivi.train.schedules import Annealing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+
+    from epivi.data.splits import EpochSampler
+    from epivi.models.base import EpiModel
+    from epivi.train.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+class CellLoaders(pl.LightningDataModule):
+    """Loaders of training and validation cells whose order depends on (seed, epoch) alone.
+
+    Parameters
+    ----------
+    dataset
+        Batches of the registered data.
+    make_sampler
+        Builds the sampler of the training cells from (rank, world size).
+    validation_batches
+        Rows of the validation minibatches.
+    num_workers
+        Processes that read batches.
+    """
+
+    def __init__(
+        self,
+        dataset: torch.utils.data.Dataset,
+        make_sampler: Callable[[int, int], EpochSampler],
+        validation_batches: list[list[int]],
+        *,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.make_sampler = make_sampler
+        self.validation_batches = validation_batches
+        self.num_workers = num_workers
+        self.plan: TrainingPlan | None = None
+        self.start_epoch = 0
+
+    def _loader(self, sampler: Any) -> DataLoader:
+        generator = torch.Generator().manual_seed(0)
+        return DataLoader(
+            self.dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers, generator=generator
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the loader of the training cells, from the minibatch on where an interrupted run stopped."""
+        sampler = self.make_sampler(self.trainer.global_rank, self.trainer.world_size)
+        if self.plan is not None:
+            sampler.start = self.start_epoch
+            sampler.first_batch = self.plan.batch_in_epoch
+        return self._loader(sampler)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Return the loader of the validation cells, in a fixed order, split over the processes."""
+        return self._loader(self.validation_batches[self.trainer.global_rank :: self.trainer.world_size])
+
+
+def run_training(
+    model: EpiModel,
+    config: TrainingConfig,
+    *,
+    accelerator: str = "auto",
+    devices: int | list[int] | str = "auto",
+    run_dir: Path | str | None = None,
+    save_every_n_steps: int | None = None,
+    num_workers: int = 0,
+    **trainer_kwargs: Any,
+) -> None:
+    """Train a model, or go on with the unfinished run in ``run_dir``.
+
+    Parameters
+    ----------
+    model
+        The model; its module, history and splits are set.
+    config
+        Arguments of the training.
+    accelerator, devices
+        As in :class:`lightning.pytorch.Trainer`.
+    run_dir
+        Folder in which the state of the run is kept, so that it can be resumed exactly.
+    save_every_n_steps
+        Save inside epochs too.
+    num_workers
+        Processes that read batches.
+    trainer_kwargs
+        Further arguments of :class:`scvi.train.Trainer`.
+
+    Raises
+    ------
+    TrainingError
+        If the loss is not finite; the last good weights are restored and the cells named.
+    CheckpointError
+        If the unfinished run in ``run_dir`` does not fit.
+    """
+    splits = split_cells(model.n_train_candidates, config.train_size, config.validation_size, config.seed)
+    accelerator, lightning_devices, device = parse_device_args(accelerator, devices, return_device="torch")
+    trainer_kwargs = {"enable_progress_bar": True, "use_distributed_sampler": False} | trainer_kwargs
+    validation = [
+        part.tolist() for part in _cut(splits["validation"], config.batch_size)
+    ]
+    if validation:
+        trainer_kwargs.setdefault("check_val_every_n_epoch", 1)
+    loaders = CellLoaders(
+        model.adata_manager.create_torch_dataset(),
+        lambda rank, world: model.make_sampler(splits["train"], config, rank=rank, world_size=world),
+        validation,
+        num_workers=num_workers,
+    )
+    world_size = _world_size(lightning_devices, trainer_kwargs)
+    steps = model.make_sampler(splits["train"], config, rank=0, world_size=world_size).n_batches
+    annealing = Annealing(
+        steps_per_epoch=steps,
+        max_epochs=config.max_epochs,
+        n_epochs_warmup=config.n_epochs_warmup_reconstruction,
+        n_epochs_cycle=config.n_epochs_kl_cycle,
+        ratio=config.kl_cycle_ratio,
+    )
+    annealing.warn_if_it_ends_low()
+    optimiser = {key: getattr(config, key) for key in ("optimizer", "lr", "weight_decay", "eps", "lr_gamma", "seed")}
+    plan = TrainingPlan(model.module, annealing=annealing, **optimiser)
+    patience = config.early_stopping_patience if config.early_stopping and validation else None
+    plan.keeper = WeightKeeper(
+        config.early_stopping_monitor, patience=patience, min_delta=config.early_stopping_min_delta
+    )
+    loaders.plan = plan
+    if run_dir is not None:
+        plan.run_state = RunState(run_dir, model.fingerprint(config), every_n_steps=save_every_n_steps)
+        if plan.run_state.resume(plan):
+            logger.info("Resuming the run in %s at epoch %d, step %d.", run_dir, plan.epoch, plan.step)
+    loaders.start_epoch = plan.epoch
+    model.train_indices, model.validation_indices, model.test_indices = splits.values()
+    if plan.batch_in_epoch:
+        # the first epoch is shorter: the loader is asked for anew after it
+        trainer_kwargs["reload_dataloaders_every_n_epochs"] = 1
+    if plan.epoch < config.max_epochs:
+        trainer = Trainer(
+            max_epochs=config.max_epochs - plan.epoch,
+            accelerator=accelerator,
+            devices=lightning_devices,
+            **trainer_kwargs,
+        )
+        model.trainer = trainer
+        _fit(model, plan, trainer, loaders)
+    _finish(model, plan, device, restore_best=config.early_stopping)
+
+
+def _fit(model: EpiModel, plan: TrainingPlan, trainer: Trainer, loaders: CellLoaders) -> None:
+    model.module.train()
+    try:
+        with _graceful_interrupt(plan):
+            trainer.fit(plan, datamodule=loaders)
+    except NotFiniteLossError as error:
+        kept = plan.keeper.last_good if plan.keeper is not None else None
+        if kept is not None:
+            model.module.load_state_dict(kept)
+        model.module.eval()
+        model.history_ = history(plan.records)
+        model.is_trained_ = kept is not None
+        names = [str(name) for name in model.adata.obs_names[error.rows[:5]]]
+        where = f"the weights of epoch {plan.epoch - 1} are restored" if kept is not None else "no epoch was finished"
+        message = (
+            f"{error} The minibatch holds {len(error.rows)} cells, among them {names}. Training stopped; {where}. "
+            "Look at these cells, lower the learning rate (plan_kwargs={'lr': ...}) or filter extreme cells and peaks."
+        )
+        raise TrainingError(message) from error
+    except torch.cuda.OutOfMemoryError as error:
+        model.module.to("cpu")
+        batch_size = loaders.make_sampler(0, 1).batch_size
+        message = (
+            f"The GPU ran out of memory at batch_size={batch_size}. The model is intact, on the CPU. "
+            f"Train with batch_size={max(batch_size // 2, 2)}."
+        )
+        raise TrainingError(message) from error
+    finally:
+        model.module.eval()
+
+
+def _finish(model: EpiModel, plan: TrainingPlan, device: torch.device, *, restore_best: bool) -> None:
+    keeper = plan.keeper
+    if keeper is not None and keeper.best_weights is not None and (restore_best or plan.is_stop_requested):
+        model.module.load_state_dict(keeper.best_weights)
+        logger.info(
+            "Kept the weights of epoch %d, the best by %s (%.5g).", keeper.best_epoch, keeper.monitor, keeper.best
+        )
+    if plan.is_stop_requested:
+        logger.warning("Training was interrupted at epoch %d, step %d.", plan.epoch, plan.step)
+    model.history_ = history(plan.records)
+    model.module.eval()
+    model.is_trained_ = True
+    model.to_device(device)
+
+
+def history(records: list[dict[str, float]]) -> dict[str, pd.DataFrame]:
+    """Return one table a metric, indexed by epoch, as scvi-tools does.
+
+    Examples
+    --------
+    >>> history([{"epoch": 0.0, "train_loss": 2.0}])["train_loss"].to_numpy().tolist()
+    [[2.0]]
+    """
+    keys = dict.fromkeys(key for record in records for key in record if key != "epoch")
+    epochs = [int(record["epoch"]) for record in records]
+    tables = {}
+    for key in keys:
+        values = pd.Series([record.get(key) for record in records], index=pd.Index(epochs, name="epoch"), name=key)
+        tables[key] = values.astype("float64").dropna().to_frame()
+    return tables
+
+
+@contextmanager
+def _graceful_interrupt(plan: TrainingPlan) -> Iterator[None]:
+    """Let the first Ctrl-C end the training after the current step; the second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def stop(signum: int, frame: Any) -> None:
+        if plan.is_stop_requested and callable(previous):
+            previous(signum, frame)
+        plan.is_stop_requested = True
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _cut(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    return [indices[start : start + batch_size] for start in range(0, indices.size, batch_size)]
+
+
+def _world_size(devices: int | list[int] | str, trainer_kwargs: dict[str, Any]) -> int:
+    """Processes of the run: more than one only under a distributed strategy."""
+    strategy = trainer_kwargs.get("strategy")
+    if strategy is None or strategy == "auto":
+        return 1
+    n_devices = devices if isinstance(devices, int) else len(devices) if isinstance(devices, list) else 1
+    return n_devices * trainer_kwargs.get("num_nodes", 1)

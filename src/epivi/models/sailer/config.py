@@ -1,0 +1,105 @@
+"""The configuration of SAILER: every choice that shapes the network or the loss, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from epivi import _validate
+from epivi._errors import ConfigError
+
+ENCODERS = ("chromosome", "dense", "linear")
+PRESETS = ("epivi", "released_code")
+BOUNDS = ("pairwise", "mixture", "none")
+TRANSFORMS = ("binary", "tfidf")
+OPEN_WEIGHT_CAP = 30.0
+HIDDEN = {"chromosome": (64, 32), "dense": (1000, 100), "linear": (1000, 100)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SailerConfig:
+    """Choices of a SAILER network; see :class:`epivi.SAILER` for their meaning.
+
+    Raises
+    ------
+    ConfigError
+        If a value is outside its range or not among the choices; the message names the argument.
+
+    Examples
+    --------
+    >>> SailerConfig(encoder="dense").hidden
+    (1000, 100)
+    """
+
+    encoder: str = "chromosome"
+    n_latent: int = 10
+    n_hidden: tuple[int, int] | None = None
+    dropout_rate: float = 0.0
+    input_transform: str = "binary"
+    input_dropout_rate: float = 0.0
+    open_weight: float | str = "auto"
+    invariance_weight: float = 1.0
+    information_bound: str = "pairwise"
+    loss_preset: str = "epivi"
+    batch_norm_momentum: float = 0.1
+    batch_norm_eps: float = 1e-5
+    use_covariates: bool = True
+
+    def __post_init__(self) -> None:
+        _validate.check_choice(self.encoder, "encoder", ENCODERS)
+        _validate.check_choice(self.input_transform, "input_transform", TRANSFORMS)
+        _validate.check_choice(self.information_bound, "information_bound", BOUNDS)
+        _validate.check_choice(self.loss_preset, "loss_preset", PRESETS)
+        _validate.check_number(self.n_latent, "n_latent", low=1, integer=True)
+        for name in ("dropout_rate", "input_dropout_rate"):
+            _validate.check_number(getattr(self, name), name, low=0.0, high=1.0, high_inclusive=False)
+        _validate.check_number(self.invariance_weight, "invariance_weight", low=0.0)
+        _validate.check_number(
+            self.batch_norm_momentum, "batch_norm_momentum", low=0.0, high=1.0, low_inclusive=False
+        )
+        _validate.check_number(self.batch_norm_eps, "batch_norm_eps", low=0.0, low_inclusive=False)
+        if not isinstance(self.use_covariates, bool):
+            message = f"use_covariates must be True or False, found {self.use_covariates!r}."
+            raise ConfigError(message)
+        if isinstance(self.open_weight, str):
+            _validate.check_choice(self.open_weight, "open_weight", ("auto",))
+        else:
+            _validate.check_number(self.open_weight, "open_weight", low=0.0, low_inclusive=False)
+        self._check_hidden()
+
+    def _check_hidden(self) -> None:
+        if self.n_hidden is None:
+            return
+        if not isinstance(self.n_hidden, tuple | list) or len(self.n_hidden) != 2:
+            message = f"n_hidden must be two numbers of units, as in (1000, 100), found {self.n_hidden!r}."
+            raise ConfigError(message)
+        for units in self.n_hidden:
+            _validate.check_number(units, "n_hidden", low=1, integer=True)
+
+    @property
+    def hidden(self) -> tuple[int, int]:
+        """Hidden units: as given, or the defaults of the encoder."""
+        if self.n_hidden is None:
+            return HIDDEN[self.encoder]
+        return int(self.n_hidden[0]), int(self.n_hidden[1])
+
+    def resolve_open_weight(self, density: float) -> float:
+        """Return omega: as given, or the ratio of closed to open entries, at most 30.
+
+        Parameters
+        ----------
+        density
+            Share of open entries in the data.
+
+        Examples
+        --------
+        >>> SailerConfig().resolve_open_weight(0.2)
+        4.0
+        """
+        if isinstance(self.open_weight, str):
+            return min(max((1.0 - density) / density, 1.0), OPEN_WEIGHT_CAP)
+        return float(self.open_weight)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the choices as a dict of plain values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -1,0 +1,280 @@
+"""What a trained SAILER returns: latents, accessibility, likelihoods, and a report on confounders."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+
+from epivi import _validate
+from epivi._errors import ConfigError, nearest
+from epivi._keys import BATCH_DEPTH
+from epivi.metrics import confounder_information
+from epivi.objectives.invariance import kl_standard_normal, mixture_information, pairwise_kl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+COLLAPSED_KL = 0.01
+REPORT_CELLS = 2048
+
+
+class OutputsMixin:
+    """Latent representation, normalised accessibility, likelihoods and the confounder report."""
+
+    @torch.inference_mode()
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        *,
+        return_dist: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Return the posterior means, one row a cell in the order of the data (or of ``indices``).
+
+        Parameters
+        ----------
+        adata
+            Data to embed; the trained data by default. Peaks are matched by name.
+        indices
+            Row numbers or a mask.
+        batch_size
+            Cells read at once; the result does not depend on it.
+        return_dist
+            Return means and variances.
+
+        Returns
+        -------
+        Shape (n, d), float32; with ``return_dist`` a pair of such arrays.
+        """
+        self._check_if_trained(warn=True)
+        _, _, batches = self._batches(adata, indices, batch_size)
+        means, variances = [], []
+        for batch in batches:
+            qz = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)["qz"]
+            means.append(qz.loc.cpu())
+            variances.append(qz.scale.square().cpu())
+        mean_nd = torch.cat(means).numpy()
+        return (mean_nd, torch.cat(variances).numpy()) if return_dist else mean_nd
+
+    @torch.inference_mode()
+    def get_normalized_accessibility(  # noqa: PLR0913
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        region_list: Sequence[str] | None = None,
+        transform_batch: str | None = None,
+        library_size: str | float = "mean",
+        use_z_mean: bool = True,
+        threshold: float | None = None,
+        calibrated: bool = True,
+        return_numpy: bool = False,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame | np.ndarray | sparse.csr_matrix | AnnData:
+        """Return the probability that each peak is open, at one depth and in one batch.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        region_list
+            Names of the peaks to return; only they are computed.
+        transform_batch
+            Batch that the decoder is told; ``"observed"`` tells each cell's own. By default the batch with the highest
+            median depth, named in a log message.
+        library_size
+            ``"mean"``: the mean log depth of the training data; ``"observed"``: each cell's own; or a depth.
+        use_z_mean
+            Decode the posterior mean; otherwise a sample, drawn with the model's seed.
+        threshold
+            Set probabilities below it to zero and return a sparse result, built batch by batch.
+        calibrated
+            Undo the weight of open entries, so that values are probabilities.
+        return_numpy
+            Return an array, or with ``threshold`` a csr matrix.
+
+        Returns
+        -------
+        Cells × peaks: a DataFrame; with ``threshold`` an AnnData with sparse X; with ``return_numpy`` bare matrices.
+
+        Raises
+        ------
+        ConfigError
+            If a batch or a region is unknown, or a value outside its range.
+        """
+        if threshold is not None:
+            _validate.check_number(threshold, "threshold", low=0.0, high=1.0)
+        peaks, names = self._regions(region_list)
+        data, rows, _ = self._batches(adata, indices, batch_size)
+        parts: list[Any] = []
+        blocks = self._probabilities(
+            data,
+            rows,
+            peaks,
+            batch_size=batch_size,
+            depth=self._depth(library_size),
+            batch=self._batch_code(transform_batch),
+            use_z_mean=use_z_mean,
+            calibrated=calibrated,
+        )
+        for block_bp in blocks:
+            if threshold is not None:
+                block_bp[block_bp < threshold] = 0.0
+                parts.append(sparse.csr_matrix(block_bp))
+            else:
+                parts.append(block_bp)
+        if threshold is None:
+            matrix = np.concatenate(parts)
+            return matrix if return_numpy else pd.DataFrame(matrix, index=data.obs_names[rows], columns=names)
+        stacked = sparse.vstack(parts, format="csr")
+        if return_numpy:
+            return stacked
+        import anndata
+
+        obs, var = pd.DataFrame(index=data.obs_names[rows]), pd.DataFrame(index=pd.Index(names))
+        return anndata.AnnData(stacked, obs=obs, var=var)
+
+    def get_normalized_expression(self, *args: Any, **kwargs: Any) -> Any:
+        """Return :meth:`get_normalized_accessibility`; the name by which scvi-tools calls it. No RNA is modelled."""
+        return self.get_normalized_accessibility(*args, **kwargs)
+
+    def _probabilities(
+        self, data: AnnData, rows: np.ndarray, peaks: torch.Tensor | None, *, use_z_mean: bool, **options: Any
+    ) -> Iterator[np.ndarray]:
+        """Yield probabilities batch by batch, shape (b, p)."""
+        calibrated = options.pop("calibrated")
+        batch_size = options.pop("batch_size")
+        _, _, batches = self._batches(data, rows, batch_size)
+        generator = torch.Generator().manual_seed(self.seed)
+        for batch in batches:
+            outputs = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)
+            if not use_z_mean:
+                qz = outputs["qz"]
+                noise_bd = torch.randn(qz.loc.shape, generator=generator).to(qz.loc.device)
+                outputs["z"] = qz.loc + qz.scale * noise_bd
+            inputs = self.module._get_generative_input(batch, outputs, use_z_mean=use_z_mean, **options)
+            hidden = self.module.generative(**inputs)["hidden"]
+            yield self.module.probabilities(hidden, peaks, calibrated=calibrated).cpu().numpy()
+
+    def _regions(self, region_list: Sequence[str] | None) -> tuple[torch.Tensor | None, np.ndarray]:
+        names = self.feature_names
+        if region_list is None:
+            return None, names
+        index = pd.Index(names)
+        wanted = pd.Index([region_list] if isinstance(region_list, str) else region_list)
+        positions = index.get_indexer(wanted)
+        if (positions < 0).any():
+            unknown = str(wanted[positions < 0][0])
+            message = f"region_list holds '{unknown}', which is no peak of the model. {nearest(unknown, names[:5000])}"
+            raise ConfigError(message)
+        return torch.from_numpy(positions).to(self.device), names[positions]
+
+    def _depth(self, library_size: str | float) -> float | None:
+        if library_size == "observed":
+            return None
+        if library_size == "mean":
+            return float(self.module.covariates.log_depth_mean.exp())
+        if isinstance(library_size, str):
+            message = f"library_size must be 'mean', 'observed' or a positive number, found '{library_size}'."
+            raise ConfigError(message)
+        _validate.check_number(library_size, "library_size", low=0.0, low_inclusive=False)
+        return float(library_size)
+
+    def _batch_code(self, transform_batch: str | None) -> int | None:
+        categories = [str(c) for c in self._field_state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"]]
+        if transform_batch == "observed" or len(categories) == 1:
+            return None
+        if transform_batch is None:
+            if self.adata is None:
+                message = f"transform_batch is needed for a model without data. Batches: {categories}."
+                raise ConfigError(message)
+            depth = self.adata_manager.get_from_registry(BATCH_DEPTH).ravel()
+            codes = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY).ravel()
+            medians = pd.Series(depth).groupby(codes).median()
+            code = int(medians.idxmax())
+            logger.info("transform_batch: '%s', the batch with the highest median depth.", categories[code])
+            return code
+        if str(transform_batch) not in categories:
+            message = f"transform_batch='{transform_batch}' is no batch of the model. {nearest(transform_batch, categories)}"
+            raise ConfigError(message)
+        return categories.index(str(transform_batch))
+
+    @torch.inference_mode()
+    def get_elbo(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> float:
+        """Return the mean evidence lower bound of a cell in nats: unweighted Bernoulli at calibrated probabilities.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        """
+        _, rows, batches = self._batches(adata, indices, batch_size)
+        generator = torch.Generator().manual_seed(self.seed)
+        total = 0.0
+        for batch in batches:
+            outputs = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)
+            qz = outputs["qz"]
+            outputs["z"] = qz.loc + qz.scale * torch.randn(qz.loc.shape, generator=generator).to(qz.loc.device)
+            hidden = self.module.generative(**self.module._get_generative_input(batch, outputs))["hidden"]
+            loss_b = self.module.reconstruction(hidden, outputs["blocked"], weighted=False)
+            total -= float((loss_b + kl_standard_normal(outputs["mean_bd"], outputs["logvar_bd"])).double().sum())
+        return total / max(rows.size, 1)
+
+    def get_library_size_factors(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Return the depth of each cell, shape (n,), as the decoder is told before standardisation.
+
+        Parameters
+        ----------
+        adata, indices
+            As in :meth:`get_latent_representation`.
+        """
+        _, _, batches = self._batches(adata, indices, None)
+        return np.concatenate([batch[BATCH_DEPTH][:, 0].cpu().numpy() for batch in batches])
+
+    @torch.inference_mode()
+    def confounder_report(self, *, n_cells: int = REPORT_CELLS) -> pd.Series:
+        """Return how much the latent tells of depth and batch, and how well the information term estimates it.
+
+        Parameters
+        ----------
+        n_cells
+            Cells of the estimates of the information term, drawn with the model's seed.
+
+        Returns
+        -------
+        Mean and largest information with depth (and batch) over the latent dimensions, in nats; the pairwise and the
+        mixture estimate of the information between latent and data; the share of collapsed dimensions (mean KL below
+        0.01); the mean KL of a cell.
+        """
+        mean_nd, variance_nd = self.get_latent_representation(return_dist=True)
+        rows = np.random.default_rng(self.seed).permutation(mean_nd.shape[0])[:n_cells]
+        mean, logvar = torch.from_numpy(mean_nd).double(), torch.from_numpy(variance_nd).double().log()
+        kl_d = 0.5 * (logvar.exp() + mean.square() - 1 - logvar).mean(0)
+        depth = confounder_information(mean_nd, self.get_library_size_factors(), discrete=False, seed=self.seed)
+        report = {"information_depth": depth.mean, "information_depth_max": depth.max}
+        if self.summary_stats.n_batch > 1:
+            codes = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY).ravel()
+            batch = confounder_information(mean_nd, codes, discrete=True, seed=self.seed)
+            report |= {"information_batch": batch.mean, "information_batch_max": batch.max}
+        report |= {
+            "pairwise_kl": float(pairwise_kl(mean[rows], logvar[rows])),
+            "mixture_information": float(mixture_information(mean[rows], logvar[rows])),
+            "collapsed_share": float((kl_d < COLLAPSED_KL).double().mean()),
+            "kl": float(kl_d.sum()),
+        }
+        return pd.Series(report, name=type(self).__name__)

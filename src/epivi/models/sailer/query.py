@@ -1,0 +1,132 @@
+"""Mapping query data with new batches onto a trained model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import nn
+
+from epivi._errors import ConfigError, DataError
+from epivi.models.base_saving import plain
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+logger = logging.getLogger(__name__)
+
+MIN_SHARE = 0.8
+
+
+class QueryMixin:
+    """Query mapping in the manner of scArches: only the weights of the new batches are trained."""
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: AnnData | MuData,
+        reference_model: Self | str | Path,
+        *,
+        unfrozen: bool = False,
+    ) -> Self:
+        """Return a model for query data, whose batches may be new.
+
+        Parameters
+        ----------
+        adata
+            Query data with the same peaks (see :meth:`prepare_query_anndata`) and the same obs columns.
+        reference_model
+            A trained model, or the folder of a saved one; it stays as it is.
+        unfrozen
+            Train all weights. By default the encoder is frozen with its statistics, so that latents of reference cells do
+            not change, and only the decoder's weights of new batches are trained.
+
+        Returns
+        -------
+        A model on the query data; call ``train`` to fit the new batches (for latents alone this is not needed).
+
+        Raises
+        ------
+        DataError
+            If peaks of the reference are missing in the query.
+        """
+        if isinstance(reference_model, str | Path):
+            reference_model = cls.load(reference_model, adata=False)
+        if not isinstance(reference_model, cls):
+            message = f"reference_model must be a {cls.__name__} or its folder, found {type(reference_model).__name__}."
+            raise ConfigError(message)
+        registry = copy.deepcopy(plain(reference_model.registry))
+        model = cls._from_registry(registry, reference_model.init_arguments, adata, extend_categories=True)
+        state = {key: value.clone() for key, value in reference_model.module.state_dict().items()}
+        weight = model.module.decoder.condition_layer.weight
+        key = next(k for k, v in model.module.named_parameters() if v is weight)
+        missing = weight.shape[1] - state[key].shape[1]
+        if missing:
+            # the batch comes last in the covariates, so that new batches are new last columns
+            state[key] = torch.cat([state[key], torch.zeros_like(weight[:, :missing]).cpu()], dim=1)
+        model.module.load_state_dict(state)
+        if not unfrozen:
+            _freeze(model.module, key, missing)
+        model.is_trained_ = True
+        model.module.eval()
+        return model
+
+    @classmethod
+    def prepare_query_anndata(cls, adata: AnnData, reference_model: Self | str | Path) -> AnnData:
+        """Return query data with exactly the peaks of the model: reordered by name, absent ones padded with zeros.
+
+        Parameters
+        ----------
+        adata
+            Query data of peaks.
+        reference_model
+            A trained model, or the folder of a saved one.
+
+        Raises
+        ------
+        DataError
+            If the query shares no peak with the model.
+        """
+        import anndata
+
+        if isinstance(reference_model, str | Path):
+            reference_model = cls.load(reference_model, adata=False)
+        names = pd.Index(reference_model.feature_names)
+        positions = adata.var_names.get_indexer(names)
+        found = positions >= 0
+        if not found.any():
+            message = (
+                f"The query shares none of its {adata.n_vars} peaks with the {names.size} of the model. Peak sets must be "
+                "counted on the same regions: count the query's fragments in the peaks of the reference."
+            )
+            raise DataError(message)
+        if found.mean() < MIN_SHARE:
+            logger.warning("Only %.0f %% of the model's peaks are in the query; the rest is zero.", 100 * found.mean())
+        select = sparse.csr_matrix(
+            (np.ones(found.sum(), dtype=np.float32), (positions[found], np.flatnonzero(found))),
+            shape=(adata.n_vars, names.size),
+        )
+        layers = {key: sparse.csr_matrix(adata.layers[key]) @ select for key in adata.layers}
+        matrix = sparse.csr_matrix(adata.X) @ select if adata.X is not None else None
+        return anndata.AnnData(matrix, obs=adata.obs.copy(), var=pd.DataFrame(index=names), layers=layers)
+
+
+def _freeze(module: nn.Module, key: str, n_new: int) -> None:
+    """Freeze everything but the columns of the new batches, and the statistics of all batch normalisations."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name == key)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm1d):
+            part.momentum = 0.0
+    weight: Any = dict(module.named_parameters())[key]
+    mask = torch.zeros_like(weight)
+    if n_new:
+        mask[:, -n_new:] = 1.0
+    weight.register_hook(lambda grad: grad * mask.to(grad.device))
