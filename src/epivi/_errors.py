@@ -66,8 +66,7 @@ def require(name: str, extra: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         message = (
-            f"The module '{name}' is needed here and is not installed. "
-            f"Install it with: pip install 'epivi[{extra}]'."
+            f"The module '{name}' is needed here and is not installed. Install it with: pip install 'epivi[{extra}]'."
         )
         raise MissingDependencyError(message) from error
 

@@ -236,7 +236,7 @@ def check_keys_distinct(
             roles[key] = role
 
 
-def check_reference(array: Any, *, where: str, obs_names: Names) -> np.ndarray:
+def check_reference(array: Any, *, where: str, obs_names: Names, minimum: int = 2) -> np.ndarray:
     """Check a reference embedding and return which cells have one.
 
     Parameters
@@ -247,6 +247,8 @@ def check_reference(array: Any, *, where: str, obs_names: Names) -> np.ndarray:
         How the message names it, for example ``"adata.obsm['X_pca']"``.
     obs_names
         The n cell names.
+    minimum
+        Fewest cells with a reference.
 
     Returns
     -------
@@ -256,7 +258,7 @@ def check_reference(array: Any, *, where: str, obs_names: Names) -> np.ndarray:
     ------
     DataError
         If it is not two-dimensional and numeric, has other rows than there are cells, has an infinite value, a row
-        that is partly NaN, a row of zeros (its cosine is undefined), or fewer than two cells with a reference.
+        that is partly NaN, a row of zeros (its cosine is undefined), or fewer than ``minimum`` cells with a reference.
 
     Examples
     --------
@@ -279,10 +281,10 @@ def check_reference(array: Any, *, where: str, obs_names: Names) -> np.ndarray:
         if bad_n.any():
             message = f"{where}: the rows of {int(bad_n.sum())} cells, {_some(names[bad_n])}, {cause}."
             raise DataError(message)
-    if has_reference_n.sum() < 2:
+    if has_reference_n.sum() < minimum:
         message = (
             f"{where}: {int(has_reference_n.sum())} of {len(names)} cells have a reference (a row without NaN), at "
-            "least two are needed. Check that the embedding belongs to these cells."
+            f"least {minimum} are needed. Check that the embedding belongs to these cells."
         )
         raise DataError(message)
     return has_reference_n

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
-from scvi.data.fields import CategoricalObsField, LayerField, MuDataWrapper, NumericalObsField, ObsmField
+from scvi.data.fields import CategoricalObsField, LayerField, MuDataWrapper, NumericalObsField
 
 from epivi import _validate
 from epivi._errors import DataError, nearest
@@ -16,7 +16,6 @@ from epivi._keys import OBS_DEPTH, OBS_N_OPEN
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-    from mudata import MuData
 
     from epivi._validate import CountSummary
 
@@ -105,7 +104,8 @@ def open_peaks(matrix: Any, columns: np.ndarray, chunk_rows: int = 4096) -> np.n
     [1, 0]
     """
     parts = [
-        sparse.csr_matrix(matrix[start : start + chunk_rows])[:, columns] for start in range(0, matrix.shape[0], chunk_rows)
+        sparse.csr_matrix(matrix[start : start + chunk_rows])[:, columns]
+        for start in range(0, matrix.shape[0], chunk_rows)
     ]
     return np.concatenate([np.asarray((part != 0).sum(axis=1)).ravel() for part in parts])
 
@@ -178,19 +178,6 @@ class CategoryField(CategoricalObsField):
         return super().transfer_field(state_registry, adata_target, extend_categories=extend_categories, **kwargs)
 
 
-class ReferenceField(ObsmField):
-    """Reference embedding of the cells (cells × dimensions); it may be absent in a query."""
-
-    def register_field(self, adata: MuData | AnnData) -> dict:
-        """Register the embedding as a float array."""
-        return {self.COLUMN_NAMES_KEY: np.arange(adata.obsm[self.attr_key].shape[1])}
-
-    def transfer_field(self, state_registry: dict, adata_target: MuData | AnnData, **kwargs: Any) -> dict:  # noqa: ARG002
-        """Accept a query whose embedding has other dimensions: similarities are compared, not coordinates."""
-        return self.register_field(adata_target) | {"trained": len(state_registry[self.COLUMN_NAMES_KEY])}
-
-
 MuDataPeaksField = MuDataWrapper(PeaksField)
 MuDataDepthField = MuDataWrapper(DepthField)
 MuDataCategoryField = MuDataWrapper(CategoryField)
-MuDataReferenceField = MuDataWrapper(ReferenceField)

@@ -46,7 +46,8 @@ class SparseReader:
     indexer
         Position of each trained peak in ``matrix``, where the order differs.
     row_map
-        Row of ``matrix`` that holds each observation, for a modality of a MuData; ``None`` where they agree.
+        Row of ``matrix`` that holds each observation, for a modality of a MuData; -1 where there is none, which reads
+        as an empty row. ``None`` where rows and observations agree.
     """
 
     def __init__(self, matrix: Any, *, indexer: np.ndarray | None = None, row_map: np.ndarray | None = None) -> None:
@@ -59,21 +60,28 @@ class SparseReader:
         self.is_backed = not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray)
 
     def rows(self, rows: np.ndarray) -> sparse.csr_matrix:
-        """Return the rows as a csr matrix without stored zeros, columns sorted."""
+        """Return the rows as a csr matrix without stored zeros, each column once and sorted."""
+        absent = None
         if self.row_map is not None:
             rows = self.row_map[rows]
+            absent, rows = rows < 0, np.maximum(rows, 0)
+        part = self._take(rows)
+        if self.indexer is not None:
+            part = part[:, self.indexer]
+        part.sum_duplicates()
+        if absent is not None and absent.any():
+            part.data[np.repeat(absent, np.diff(part.indptr))] = 0
+        if part.nnz and not part.data.all():
+            part.eliminate_zeros()
+        return part
+
+    def _take(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Return a copy of the rows."""
         if self.is_backed:
             # stores on disk want increasing rows without repeats
             unique, inverse = np.unique(rows, return_inverse=True)
-            part = sparse.csr_matrix(self.matrix[unique])[inverse]
-        else:
-            part = sparse.csr_matrix(self.matrix[rows])
-        if self.indexer is not None:
-            part = part[:, self.indexer]
-        if part.nnz and not part.data.all():
-            part.eliminate_zeros()
-        part.sort_indices()
-        return part
+            return sparse.csr_matrix(self.matrix[unique])[inverse]
+        return sparse.csr_matrix(self.matrix[rows])
 
     def read(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Return ``x_indptr`` (b + 1), ``x_indices`` (o) and ``x_values`` (o)."""
@@ -156,7 +164,7 @@ class SparseDataManager(AnnDataManager):
         Parameters
         ----------
         indices
-            Observations; all if ``None``.
+            Observations, row numbers or a mask; all if ``None``.
         data_and_attributes
             Keys of the registry to read; all if ``None``.
         load_sparse_tensor
@@ -164,7 +172,10 @@ class SparseDataManager(AnnDataManager):
         """
         keys = list(self.data_registry) if data_and_attributes is None else list(data_and_attributes)
         dataset = BatchDataset([self._reader(key) for key in keys], self.adata.n_obs)
-        return dataset if indices is None else Subset(dataset, np.asarray(indices))
+        if indices is None:
+            return dataset
+        rows = np.asarray(indices)
+        return Subset(dataset, np.flatnonzero(rows) if rows.dtype == bool else rows)
 
     def _reader(self, key: str) -> Reader:
         array = self.get_from_registry(key)
@@ -188,9 +199,7 @@ class SparseDataManager(AnnDataManager):
     def _is_categorical(self, key: str) -> bool:
         for field in self.fields:
             if field.registry_key == key:
-                return isinstance(
-                    getattr(field, "adata_field", field), CategoricalObsField | CategoricalJointObsField
-                )
+                return isinstance(getattr(field, "adata_field", field), CategoricalObsField | CategoricalJointObsField)
         return False
 
 

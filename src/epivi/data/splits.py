@@ -11,6 +11,7 @@ import numpy as np
 
 from epivi import _validate
 from epivi._errors import ConfigError
+from epivi.train.config import check_shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,16 +46,12 @@ def split_cells(n_obs: int, train_size: float, validation_size: float | None, se
     >>> {k: v.size for k, v in split_cells(10, 0.8, None, 0).items()}
     {'train': 8, 'validation': 2, 'test': 0}
     """
-    _validate.check_number(train_size, "train_size", low=0.0, high=1.0, low_inclusive=False)
-    if validation_size is None:
-        validation_size = 1.0 - train_size
-    _validate.check_number(validation_size, "validation_size", low=0.0, high=1.0, high_inclusive=False)
-    if train_size + validation_size > 1.0 + 1e-9:
-        message = f"train_size ({train_size}) + validation_size ({validation_size}) exceed 1: lower one of them."
-        raise ConfigError(message)
+    check_shares(train_size, validation_size)
     order = np.random.default_rng([seed, 0x5917]).permutation(n_obs)
     n_train = int(np.ceil(round(train_size * n_obs, 6)))
-    n_validation = min(int(np.floor(round(validation_size * n_obs, 6))), n_obs - n_train)
+    n_validation = n_obs - n_train
+    if validation_size is not None:
+        n_validation = min(n_validation, int(np.floor(round(validation_size * n_obs, 6))))
     if n_train < MIN_CELLS:
         message = f"train_size={train_size} leaves {n_train} of {n_obs} cells to train on; at least 2 are needed."
         raise ConfigError(message)
@@ -78,6 +75,11 @@ class EpochSampler:
     rank, world_size
         Number of this process and of all; every process gets the same number of minibatches.
 
+    Raises
+    ------
+    ConfigError
+        If ``batch_size`` is below two, or a process would get fewer than two rows.
+
     Notes
     -----
     The training loop counts its own epochs from 0 and calls ``set_epoch``; ``start`` is the epoch at which a resumed run
@@ -96,6 +98,12 @@ class EpochSampler:
     ) -> None:
         _validate.check_number(batch_size, "batch_size", low=MIN_CELLS, integer=True)
         self.indices = np.asarray(indices)
+        if self.indices.size // world_size < MIN_CELLS:
+            message = (
+                f"{self.indices.size} cells for {world_size} processes are too few: each needs at least {MIN_CELLS} "
+                "cells. Train on more cells or fewer processes."
+            )
+            raise ConfigError(message)
         self.batch_size = int(batch_size)
         self.seed = int(seed)
         self.shuffle = shuffle
@@ -111,9 +119,8 @@ class EpochSampler:
     @property
     def n_batches(self) -> int:
         """Minibatches in a full epoch."""
-        n = self.indices.size // self.world_size
-        full, rest = divmod(n, self.batch_size)
-        return max(full + (rest >= MIN_CELLS or (full == 0 and rest > 0)), 1)
+        full, rest = divmod(self.indices.size // self.world_size, self.batch_size)
+        return full + (rest >= MIN_CELLS)
 
     def __len__(self) -> int:
         return self.n_batches - self.first_batch
@@ -173,20 +180,20 @@ class NeighborSampler(EpochSampler):
     Parameters
     ----------
     neighbors
-        Shape (n, k): rows of the nearest neighbours of each cell in the reference, -1 where there are none.
+        Shape (n, k): rows of the nearest neighbours of each cell in the reference, -1 where there are none. Neighbours
+        that are not among ``indices`` are left out, so that no cell of the validation set is trained on.
     """
 
     def __init__(self, *args, neighbors: np.ndarray, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.neighbors = neighbors
+        self.neighbors = np.where(np.isin(neighbors, self.indices), neighbors, -1)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """Return minibatches of the usual number and size; cells without reference keep their place."""
+        """Return minibatches of the usual number and size; where no neighbour is drawn, a row keeps its place."""
         rng = np.random.default_rng([self.seed, epoch, 1 + self.rank])
         result = []
         for rows in super().batches(epoch):
-            seeds = rows[: (rows.size + 1) // 2]
-            drawn = self.neighbors[seeds, rng.integers(self.neighbors.shape[1], size=seeds.size)]
-            partners = np.where(drawn >= 0, drawn, rows[-seeds.size :])[: rows.size - seeds.size]
-            result.append(np.concatenate([seeds, partners]))
+            seeds, others = np.split(rows, [(rows.size + 1) // 2])
+            drawn = self.neighbors[seeds, rng.integers(self.neighbors.shape[1], size=seeds.size)][: others.size]
+            result.append(np.concatenate([seeds, np.where(drawn >= 0, drawn, others)]))
         return result

@@ -68,7 +68,7 @@ class SavingMixin:
     def load(
         cls,
         dir_path: str | Path,
-        adata: AnnData | MuData | None | bool = None,
+        adata: AnnData | MuData | bool | None = None,
         *,
         accelerator: str = "auto",
         device: int | str = "auto",

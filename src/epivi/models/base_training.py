@@ -124,9 +124,7 @@ def run_training(
     splits = split_cells(model.n_train_candidates, config.train_size, config.validation_size, config.seed)
     accelerator, lightning_devices, device = parse_device_args(accelerator, devices, return_device="torch")
     trainer_kwargs = {"enable_progress_bar": True, "use_distributed_sampler": False} | trainer_kwargs
-    validation = [
-        part.tolist() for part in _cut(splits["validation"], config.batch_size)
-    ]
+    validation = [part.tolist() for part in _cut(splits["validation"], config.batch_size)]
     if validation:
         trainer_kwargs.setdefault("check_val_every_n_epoch", 1)
     loaders = CellLoaders(

@@ -345,3 +345,27 @@ class LinearDecoder(nn.Module):
     def forward(self, latent_bd: Tensor, covariates_bk: Tensor) -> Tensor:
         """Return latent and covariates side by side, shape (b, d + k): the input of the logit layer."""
         return torch.cat([latent_bd, covariates_bk], dim=1)
+
+
+class ReferenceExpert(nn.Module):
+    """Gaussian expert on a reference embedding: r - 128 - d, rows scaled to length one first.
+
+    Parameters
+    ----------
+    n_reference
+        Dimensions of the reference r.
+    n_latent
+        Latent dimensions d.
+    n_hidden
+        Hidden units.
+    """
+
+    def __init__(self, n_reference: int, n_latent: int, n_hidden: int = 128) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(n_reference, n_hidden), nn.LeakyReLU(SLOPE))
+        self.heads = GaussianHeads(n_hidden, n_latent, xavier=True)
+
+    def forward(self, reference_br: Tensor) -> tuple[Tensor, Tensor]:
+        """Return means and log variances, both of shape (b, d)."""
+        length_b1 = torch.linalg.vector_norm(reference_br, dim=1, keepdim=True).clamp_min(1e-4)
+        return self.heads(self.hidden(reference_br / length_b1 * reference_br.shape[1] ** 0.5))

@@ -46,7 +46,7 @@ def weighted_bernoulli(
     r"""Return the weighted negative log-likelihood of binary accessibility, one value a cell.
 
     .. math::
-        R_i = -\sum_g \omega\, x_{ig} \log \hat x_{ig} + \omega_0 (1 - x_{ig}) \log(1 - \hat x_{ig}),
+        R_i = -\sum_g \left[\omega\, x_{ig} \log \hat x_{ig} + \omega_0 (1 - x_{ig}) \log(1 - \hat x_{ig})\right],
         \qquad \hat x = \mathrm{sigmoid}(a)
 
     evaluated as :math:`\sum_g \omega_0\,\mathrm{softplus}(a_{ig})` over all peaks plus

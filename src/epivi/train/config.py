@@ -14,6 +14,27 @@ if TYPE_CHECKING:
 MONITORS = ("reconstruction_loss_validation", "elbo_validation", "validation_loss")
 
 
+def check_shares(train_size: float, validation_size: float | None) -> None:
+    """Check the shares of cells to train on and to validate on; ``None`` stands for all that are not in training.
+
+    Raises
+    ------
+    ConfigError
+        If a share is outside its range, or their sum exceeds one.
+
+    Examples
+    --------
+    >>> check_shares(0.8, 0.1)
+    """
+    _validate.check_number(train_size, "train_size", low=0.0, high=1.0, low_inclusive=False)
+    if validation_size is None:
+        return
+    _validate.check_number(validation_size, "validation_size", low=0.0, high=1.0, high_inclusive=False)
+    if train_size + validation_size > 1.0 + 1e-9:
+        message = f"train_size ({train_size}) + validation_size ({validation_size}) exceed 1: lower one of them."
+        raise ConfigError(message)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Arguments of a training.
@@ -61,6 +82,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check = _validate.check_number
+        check_shares(self.train_size, self.validation_size)
+        _validate.check_choice(self.early_stopping, "early_stopping", (True, False))
         check(self.max_epochs, "max_epochs", low=1, integer=True)
         check(self.batch_size, "batch_size", low=2, integer=True)
         check(self.early_stopping_patience, "early_stopping_patience", low=1, integer=True)

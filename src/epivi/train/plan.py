@@ -79,7 +79,11 @@ class TrainingPlan(pl.LightningModule):
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[self.optimizer_name]
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         optimizer = kind(
-            parameters, lr=self.lr, weight_decay=self.weight_decay, eps=self.eps, fused=parameters[0].device.type != "mps"
+            parameters,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            fused=parameters[0].device.type != "mps",
         )
         if self.run_state is not None:
             self.run_state.restore_optimizer(optimizer)

@@ -68,7 +68,8 @@ class Annealing:
     def warn_if_it_ends_low(self) -> None:
         """Warn if the last step of the training has a KL weight below one: the latent is then under-regularised."""
         last = self.kl_weight(max(self.max_epochs * self.steps_per_epoch - 1, 0))
-        if last < 1.0 - 1.5 / max(self.cycle_steps, 1):
+        # the last step before the top of a rise is high enough
+        if last < 1.0 - 1.5 / max(self.ratio * self.cycle_steps, 3.0):
             logger.warning(
                 "Training of %d epochs ends inside a rise of the KL weight (at %.2f): the latent is under-regularised. "
                 "Choose max_epochs or n_epochs_kl_cycle so that it ends in the second half of a cycle.",

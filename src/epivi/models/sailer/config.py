@@ -54,9 +54,7 @@ class SailerConfig:
         for name in ("dropout_rate", "input_dropout_rate"):
             _validate.check_number(getattr(self, name), name, low=0.0, high=1.0, high_inclusive=False)
         _validate.check_number(self.invariance_weight, "invariance_weight", low=0.0)
-        _validate.check_number(
-            self.batch_norm_momentum, "batch_norm_momentum", low=0.0, high=1.0, low_inclusive=False
-        )
+        _validate.check_number(self.batch_norm_momentum, "batch_norm_momentum", low=0.0, high=1.0, low_inclusive=False)
         _validate.check_number(self.batch_norm_eps, "batch_norm_eps", low=0.0, low_inclusive=False)
         if not isinstance(self.use_covariates, bool):
             message = f"use_covariates must be True or False, found {self.use_covariates!r}."

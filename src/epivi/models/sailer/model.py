@@ -23,7 +23,7 @@ from epivi.models.sailer.setup import check_atac, check_obs, chromosome_of_peak,
 from epivi.nn.covariates import DecoderCovariates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from anndata import AnnData
 
@@ -130,9 +130,7 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
         chosen = {k: v for k, v in locals().items() if k not in ("self", "adata", "registry", "seed", "__class__")}
         self._start(adata, registry, chosen, seed)
 
-    def _start(
-        self, adata: AnnData | None, registry: dict | None, chosen: dict[str, Any], seed: int | None
-    ) -> None:
+    def _start(self, adata: AnnData | None, registry: dict | None, chosen: dict[str, Any], seed: int | None) -> None:
         """Build the model from the constructor's arguments."""
         self.init_arguments = chosen | {"seed": seed}
         self._config_cls(**_with_encoder_defaults(chosen, has_chromosomes=True))  # refuse bad arguments at once
@@ -156,7 +154,12 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
             open_weight=self.config.resolve_open_weight(x_state[DENSITY]),
             frequency=frequency,
             mean_open=mean_open,
+            **self._module_arguments(),
         )
+
+    def _module_arguments(self) -> dict[str, Any]:
+        """Return what the module of a subclass needs beside that of SAILER."""
+        return {}
 
     def _open_frequency(self) -> tuple[torch.Tensor, float]:
         """Share of cells in which each peak is open, in the trained order, and the mean number of open peaks."""
@@ -194,7 +197,7 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
         return f"{type(self).__name__} with " + ", ".join(f"{key}: {value}" for key, value in parts.items())
 
     @classmethod
-    def setup_anndata(  # noqa: PLR0913
+    def setup_anndata(
         cls,
         adata: AnnData,
         layer: str | None = None,

@@ -206,7 +206,9 @@ class OutputsMixin:
             logger.info("transform_batch: '%s', the batch with the highest median depth.", categories[code])
             return code
         if str(transform_batch) not in categories:
-            message = f"transform_batch='{transform_batch}' is no batch of the model. {nearest(transform_batch, categories)}"
+            message = (
+                f"transform_batch='{transform_batch}' is no batch of the model. {nearest(transform_batch, categories)}"
+            )
             raise ConfigError(message)
         return categories.index(str(transform_batch))
 

@@ -1,0 +1,387 @@
+"""The command line: ``epivi demo``, ``epivi fit`` and ``epivi doctor``.
+
+Bad arguments and broken files end with exit code 2 and one line; nothing is written then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from epivi._errors import ConfigError, DataError, EpiviError, TrainingError
+from epivi._keys import MOD_ATAC, MOD_RNA, OBSM_LSI, OBSM_PCA, OBSM_SAILERX
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import pandas as pd
+    from mudata import MuData
+
+    from epivi.models.sailer import SAILER
+
+LABELS = ("cell_type", "celltype", "label", "time_h")
+BATCHES = ("batch", "sample", "library")
+DEMO_CELLS = (350, 300, 250, 150, 50)
+PACKAGES = ("epivi", "torch", "scvi-tools", "anndata", "mudata", "scanpy", "muon", "scib-metrics", "numba", "numpy")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, or 2 with one line on the error stream.
+
+    Parameters
+    ----------
+    arguments
+        Words of the command line; those of the process by default.
+
+    Examples
+    --------
+    >>> main(["fit", "nothing", "x.h5ad", "--out", "y"])
+    2
+    """
+    try:
+        chosen = _parser().parse_args(arguments)
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        logging.getLogger("epivi").setLevel(logging.INFO)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*(deprecated|inplace keyword).*")
+        chosen.run(chosen)
+    except (EpiviError, OSError) as error:
+        print(f"epivi: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 3 if isinstance(error, TrainingError) else 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="epivi", description="Deep generative models of epigenomes.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    demo = commands.add_parser("demo", help="train SAILERX on a multiome and compare it with LSI and PCA")
+    demo.add_argument("--data", type=Path, help="multiome as .h5mu; simulated if not given")
+    demo.add_argument("--out", type=Path, default=Path("epivi_demo"), help="folder of the results")
+    demo.add_argument("--atac", help="name of the ATAC modality")
+    demo.add_argument("--rna", help="name of the RNA modality")
+    demo.add_argument("--labels-key", help="obs column with cell types")
+    demo.add_argument("--batch-key", help="obs column with batches")
+    demo.add_argument("--max-epochs", type=int, help="epochs of training")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo)
+
+    fit = commands.add_parser("fit", help="train a model from a file; resumes an unfinished run")
+    fit.add_argument("model", choices=["sailer", "sailerx"])
+    fit.add_argument("file", type=Path, help=".h5ad (sailer) or .h5mu (sailerx, or sailer with --atac)")
+    fit.add_argument("--out", type=Path, required=True, help="folder of the run, the model and the latent")
+    for name in ("layer", "batch-key", "labels-key", "atac", "rna", "reference-key", "encoder"):
+        fit.add_argument(f"--{name}")
+    for name in ("n-latent", "max-epochs", "batch-size", "save-every-n-steps"):
+        fit.add_argument(f"--{name}", type=int)
+    fit.add_argument("--lr", type=float)
+    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument("--accelerator", default="auto")
+    fit.add_argument("--progress", action="store_true", help="show a progress bar")
+    fit.set_defaults(run=_fit)
+
+    doctor = commands.add_parser("doctor", help="print versions, devices and extras")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _check_out(out: Path) -> None:
+    """Refuse an output folder that is a file or lies below one."""
+    existing = next(path for path in (out, *out.resolve().parents) if path.exists())
+    if not existing.is_dir():
+        message = f"--out {out}: '{existing}' is a file, not a folder."
+        raise ConfigError(message)
+    if not os.access(existing, os.W_OK):
+        message = f"--out {out}: no permission to write in '{existing}'."
+        raise ConfigError(message)
+
+
+def read(path: Path) -> Any:
+    """Read an .h5ad or .h5mu file.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, has another ending, or cannot be read.
+    """
+    if not path.is_file():
+        message = f"{path} does not exist or is no file."
+        raise DataError(message)
+    if path.suffix not in (".h5ad", ".h5mu"):
+        message = f"{path}: the ending must be .h5ad or .h5mu."
+        raise DataError(message)
+    import anndata
+    import mudata
+
+    try:
+        return anndata.read_h5ad(path) if path.suffix == ".h5ad" else mudata.read_h5mu(path)
+    except Exception as error:
+        message = f"{path} cannot be read: {type(error).__name__}: {error}"
+        raise DataError(message) from error
+
+
+def _modality(mdata: MuData, wanted: str | None, usual: str, flag: str) -> str:
+    """Return a modality by its name, its usual name, or as the only one that is left."""
+    if wanted is not None:
+        if wanted not in mdata.mod:
+            message = f"{flag} {wanted}: the file has the modalities {sorted(mdata.mod)}."
+            raise ConfigError(message)
+        return wanted
+    if usual in mdata.mod:
+        return usual
+    others = [name for name in mdata.mod if name not in (MOD_ATAC, MOD_RNA)]
+    if len(others) != 1:
+        message = f"The file has the modalities {sorted(mdata.mod)}: name one with {flag}."
+        raise ConfigError(message)
+    return others[0]
+
+
+def _column(mdata: MuData, wanted: str | None, usual: tuple[str, ...], flag: str) -> str | None:
+    if wanted is not None and wanted not in mdata.obs:
+        message = f"{flag} {wanted}: mdata.obs has {list(mdata.obs.columns)}."
+        raise ConfigError(message)
+    return wanted or next((key for key in usual if key in mdata.obs and mdata.obs[key].nunique() > 1), None)
+
+
+def _demo(chosen: argparse.Namespace) -> None:
+    """Train SAILERX, compare it with LSI of ATAC and PCA of RNA, write data, table and picture."""
+    _check_out(chosen.out)
+    import epivi
+    from epivi.simulate import multiome
+
+    if chosen.data is None:
+        print("Simulating a multiome ...", flush=True)
+        mdata = multiome(list(DEMO_CELLS), n_atac_only=200, seed=chosen.seed)
+    else:
+        mdata = read(chosen.data)
+        if not hasattr(mdata, "mod"):
+            message = f"{chosen.data} holds an AnnData; the demo needs a MuData with ATAC and RNA (.h5mu)."
+            raise DataError(message)
+    atac = _modality(mdata, chosen.atac, MOD_ATAC, "--atac")
+    rna = _modality(mdata, chosen.rna, MOD_RNA, "--rna")
+    labels_key = _column(mdata, chosen.labels_key, LABELS, "--labels-key")
+    batch_key = _column(mdata, chosen.batch_key, BATCHES, "--batch-key")
+    if labels_key is None:
+        message = (
+            f"No column of cell types was found in mdata.obs {list(mdata.obs.columns)}: name it with --labels-key."
+        )
+        raise ConfigError(message)
+
+    if OBSM_PCA not in mdata.mod[rna].obsm:
+        epivi.pp.rna_reference(mdata.mod[rna], seed=chosen.seed)
+    epivi.pp.lsi(mdata.mod[atac], seed=chosen.seed)
+    epivi.SAILERX.setup_mudata(
+        mdata, modalities={"atac": atac, "rna": rna}, reference_key=OBSM_PCA, batch_key=batch_key, labels_key=labels_key
+    )
+    model = epivi.SAILERX(mdata, seed=chosen.seed)
+    print(f"Training SAILERX on {mdata.n_obs} cells and {mdata.mod[atac].n_vars} peaks ...", flush=True)
+    start = time.perf_counter()
+    model.train(max_epochs=chosen.max_epochs)
+    seconds = time.perf_counter() - start
+    mdata.obsm[OBSM_SAILERX] = model.get_latent_representation()
+    table = demo_table(model, mdata, atac, rna, labels_key)
+    table.loc["SAILERX", "seconds"] = round(seconds, 1)
+    _write_demo(chosen.out, mdata, table, labels_key)
+    print(table.to_string(float_format="{:.3f}".format, na_rep=""))
+    print(f"Wrote {chosen.out / 'demo.h5mu'}, metrics.csv, metrics.md and umap.png ({seconds:.0f} s of training).")
+
+
+def demo_table(model: SAILER, mdata: MuData, atac: str, rna: str, labels_key: str) -> pd.DataFrame:
+    """Return agreement with the labels and information about depth of LSI, PCA and SAILERX.
+
+    Parameters
+    ----------
+    model
+        Trained model.
+    mdata
+        Its data, with the latent in obsm.
+    atac, rna
+        Names of the modalities.
+    labels_key
+        Column of ``mdata.obs`` with the cell types.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from epivi.data.sparse import modality_rows
+    from epivi.metrics import cluster_agreement, confounder_information
+
+    labels = mdata.obs[labels_key].astype(str).to_numpy()
+    depth = model.get_library_size_factors()
+    rows_atac, rows_rna = (modality_rows(mdata, name) for name in (atac, rna))
+    everyone = np.arange(mdata.n_obs)
+    with_rna = everyone if rows_rna is None else np.flatnonzero(rows_rna >= 0)
+
+    def part(modality: str, rows: Any, cells: np.ndarray, key: str) -> np.ndarray:
+        return np.asarray(mdata.mod[modality].obsm[key])[cells if rows is None else rows[cells]]
+
+    embeddings = {
+        "LSI of ATAC": (part(atac, rows_atac, everyone, OBSM_LSI), everyone),
+        "PCA of RNA": (part(rna, rows_rna, with_rna, OBSM_PCA), with_rna),
+        "SAILERX": (np.asarray(mdata.obsm[OBSM_SAILERX]), everyone),
+    }
+    if with_rna.size < everyone.size:
+        hidden = np.setdiff1d(everyone, with_rna)
+        embeddings["SAILERX, cells with RNA"] = (mdata.obsm[OBSM_SAILERX][with_rna], with_rna)
+        embeddings["SAILERX, cells without RNA"] = (mdata.obsm[OBSM_SAILERX][hidden], hidden)
+    table = {}
+    for name, (values, cells) in embeddings.items():
+        agreement = cluster_agreement(values, labels[cells])
+        information = confounder_information(values, depth[cells], discrete=False)
+        table[name] = {
+            "cells": cells.size,
+            "clusters": agreement.n_clusters,
+            "ari": agreement.ari,
+            "nmi": agreement.nmi,
+            "silhouette": agreement.silhouette_labels,
+            "information_depth": information.mean,
+        }
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def _write_demo(out: Path, mdata: MuData, table: pd.DataFrame, labels_key: str) -> None:
+    """Write data, table and picture, each whole or not at all."""
+    import matplotlib as mpl
+    import scanpy as sc
+    from anndata import AnnData
+
+    from epivi.pl import embedding
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    latents = {"LSI of ATAC": mdata.mod, "SAILERX": None}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axis, name in zip(axes, latents, strict=True):
+        if name == "SAILERX":
+            values = mdata.obsm[OBSM_SAILERX]
+        else:
+            holder = next(entry for entry in mdata.mod.values() if OBSM_LSI in entry.obsm)
+            values = holder[mdata.obs_names].obsm[OBSM_LSI]
+        view = AnnData(values, obs=mdata.obs[[labels_key]].astype(str).astype("category"))
+        sc.pp.neighbors(view, use_rep="X", random_state=0)
+        sc.tl.umap(view, random_state=0)
+        if name == "SAILERX":
+            mdata.obsm["X_umap"] = view.obsm["X_umap"]
+        embedding(view, basis="X_umap", color=labels_key, ax=axis)
+        axis.set_title(name)
+        if axis is axes[0] and axis.get_legend() is not None:
+            axis.get_legend().remove()
+    out.mkdir(parents=True, exist_ok=True)
+    _replace(out / "umap.png", lambda path: figure.savefig(path, dpi=120))
+    plt.close(figure)
+    _replace(out / "metrics.csv", table.to_csv)
+    header = "| | " + " | ".join(table.columns) + " |\n|" + "---|" * (table.shape[1] + 1) + "\n"
+    rows = "".join(
+        f"| {name} | " + " | ".join("" if value != value else f"{value:.3g}" for value in row) + " |\n"
+        for name, row in zip(table.index, table.to_numpy(), strict=True)
+    )
+    _replace(out / "metrics.md", lambda path: path.write_text(header + rows))
+    _replace(out / "demo.h5mu", mdata.write)
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write a file beside its place, then move it there."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fit(chosen: argparse.Namespace) -> None:
+    """Train a model from a file, resuming an unfinished run of the same folder."""
+    _check_out(chosen.out)
+    import epivi
+    from epivi.train.checkpoint import is_checkpoint
+
+    data = read(chosen.file)
+    if is_checkpoint(chosen.out / "model"):
+        print(f"{chosen.out / 'model'} is finished; choose another --out to train anew.")
+        return
+    init = {key: getattr(chosen, key) for key in ("encoder", "n_latent") if getattr(chosen, key) is not None}
+    keys = {key: getattr(chosen, key) for key in ("batch_key", "labels_key")}
+    kind: type[SAILER]
+    if chosen.model == "sailer":
+        if hasattr(data, "mod"):
+            data = data.mod[_modality(data, chosen.atac, MOD_ATAC, "--atac")].copy()
+        kind = epivi.SAILER
+        kind.setup_anndata(data, layer=chosen.layer, **keys)
+    else:
+        if not hasattr(data, "mod"):
+            message = f"{chosen.file} holds an AnnData; sailerx needs a MuData with ATAC and RNA (.h5mu)."
+            raise DataError(message)
+        kind = epivi.SAILERX
+        names = {"atac": _modality(data, chosen.atac, MOD_ATAC, "--atac")}
+        names["rna"] = _modality(data, chosen.rna, MOD_RNA, "--rna")
+        kind.setup_mudata(data, modalities=names, atac_layer=chosen.layer, reference_key=chosen.reference_key, **keys)
+    model = kind(data, seed=chosen.seed, **init)
+    model.train(
+        max_epochs=chosen.max_epochs,
+        batch_size=chosen.batch_size,
+        lr=chosen.lr,
+        run_dir=chosen.out / "run",
+        save_every_n_steps=chosen.save_every_n_steps,
+        accelerator=chosen.accelerator,
+        enable_progress_bar=chosen.progress,
+        **_distributed(),
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        _write_fit(chosen.out, model, data)
+
+
+def _distributed() -> dict[str, Any]:
+    """Return the trainer's arguments under torchrun, none otherwise."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return {}
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    nodes = int(os.environ["WORLD_SIZE"]) // local
+    return {"strategy": "ddp_find_unused_parameters_true", "devices": local, "num_nodes": nodes}
+
+
+def _write_fit(out: Path, model: SAILER, data: Any) -> None:
+    """Write the model, its latent and its history; then the state of the run is no longer needed."""
+    import shutil
+
+    import pandas as pd
+
+    model.save(out / "model")
+    latent = pd.DataFrame(model.get_latent_representation(), index=data.obs_names)
+    latent.columns = [f"latent_{i}" for i in range(latent.shape[1])]
+    _replace(out / "latent.csv", latent.to_csv)
+    tables = list((model.history or {}).values())
+    if tables:
+        _replace(out / "history.csv", pd.concat(tables, axis=1).to_csv)
+    shutil.rmtree(out / "run", ignore_errors=True)
+    print(f"Wrote {out / 'model'}, latent.csv and history.csv.")
+
+
+def _doctor(chosen: argparse.Namespace) -> None:  # noqa: ARG001
+    """Print versions, devices and extras."""
+    import torch
+
+    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for name in PACKAGES:
+        try:
+            print(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{name} not installed")
+    print(f"CPU threads {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}")
+    print(f"CUDA devices {torch.cuda.device_count()}")

@@ -1,0 +1,39 @@
+"""The configuration of SAILERX: that of SAILER and the alignment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from epivi import _validate
+from epivi.models.sailer.config import SailerConfig
+
+SAMPLERS = ("shuffle", "neighbors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SailerxConfig(SailerConfig):
+    """Choices of a SAILERX network; see :class:`epivi.SAILERX` for their meaning.
+
+    Raises
+    ------
+    ConfigError
+        If a value is outside its range or not among the choices.
+
+    Examples
+    --------
+    >>> SailerxConfig().n_latent
+    50
+    """
+
+    n_latent: int = 50
+    align_weight: float = 0.457
+    min_reference_per_batch: int = 32
+    sampler: str = "shuffle"
+    fuse_reference: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _validate.check_number(self.align_weight, "align_weight", low=0.0)
+        _validate.check_number(self.min_reference_per_batch, "min_reference_per_batch", low=2, integer=True)
+        _validate.check_choice(self.sampler, "sampler", SAMPLERS)
+        _validate.check_choice(self.fuse_reference, "fuse_reference", (True, False))
