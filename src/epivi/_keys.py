@@ -16,7 +16,7 @@ OBS_RNA_DEPTH: Final = "_epivi_rna_depth"
 OBS_HAS_REFERENCE: Final = "_epivi_has_reference"
 OBS_ALIGN_WEIGHT: Final = "_epivi_align_weight"
 
-# obsm: embeddings
+# obsm keys of embeddings
 OBSM_LSI: Final = "X_lsi"
 OBSM_PCA: Final = "X_pca"
 OBSM_REFERENCE: Final = "_epivi_reference"

@@ -156,7 +156,7 @@ def _column(mdata: MuData, wanted: str | None, usual: tuple[str, ...], flag: str
     if wanted is not None and wanted not in mdata.obs:
         message = f"{flag} {wanted}: mdata.obs has {list(mdata.obs.columns)}."
         raise ConfigError(message)
-    return wanted or next((key for key in usual if key in mdata.obs and mdata.obs[key].nunique() > 1), None)
+    return wanted or next((key for key in usual if key in mdata.obs and len(set(mdata.obs[key])) > 1), None)
 
 
 def _demo(chosen: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from scvi.data import AnnDataManagerValidationCheck
 from scvi.data.fields import (
     CategoricalJointObsField,
     CategoricalObsField,
@@ -55,9 +56,13 @@ def anndata(counts_np, matrix=None):
     return ad.AnnData(matrix, obs=obs, var=var, obsm={"ref": reference})
 
 
-def manager(data, *fields, source=None, **kwargs):
-    found = SparseDataManager(fields=list(fields), setup_method_args={"model_name": "M", "setup_args": {}})
-    found.register_fields(data, source_registry=source, **kwargs)
+def manager(data, *fields, source=None, paired=True):
+    found = SparseDataManager(
+        fields=list(fields),
+        setup_method_args={"model_name": "M", "setup_args": {}},
+        validation_checks=AnnDataManagerValidationCheck(check_fully_paired_mudata=paired),
+    )
+    found.register_fields(data, source_registry=source)
     return found
 
 
@@ -178,6 +183,8 @@ def test_a_dense_reader_keeps_order_shape_and_asked_type():
     entry = DenseReader("tracks", array, np.float32).read(np.array([2, 0, 2]))["tracks"]
     assert entry.dtype == torch.float32
     np.testing.assert_array_equal(entry.numpy(), array[[2, 0, 2]])
+    mapped = DenseReader("tracks", array, np.float32, row_map=np.array([3, 1])).read(np.array([1, 0]))["tracks"]
+    np.testing.assert_array_equal(mapped.numpy(), array[[1, 3]])
     assert DenseReader("codes", array, np.int64).read(np.array([1]))["codes"].dtype == torch.int64
 
 
@@ -304,13 +311,39 @@ def test_rows_that_agree_need_no_map(counts_np):
 
 def test_batches_of_a_mudata_follow_its_own_order_and_leave_missing_cells_empty(counts_np):
     mdata = paired(counts_np, [5, 1, 8], [8, 2, 5])
-    data = manager(mdata, MuDataPeaksField("X", None, mod_key="atac", mod_required=True))
+    data = manager(mdata, MuDataPeaksField("X", None, mod_key="atac", mod_required=True), paired=False)
     dataset = data.create_torch_dataset()
     assert len(dataset) == 4
     order = [3, 0, 2, 1]
     numbers = [int(name[1:]) for name in mdata.obs_names[order]]
     expected = np.stack([np.zeros(N_PEAKS) if i == 2 else counts_np[i] for i in numbers])
     np.testing.assert_array_equal(dense(dataset[order]), expected)
+
+
+def test_every_entry_of_a_modality_follows_the_order_of_the_mudata(counts_np):
+    mdata = paired(counts_np, [5, 1, 8, 2], [8, 2, 5, 1])  # the same cells, in two orders
+    in_atac = {"mod_key": "atac"}
+    data = manager(
+        mdata,
+        MuDataPeaksField("X", None, **in_atac, mod_required=True),
+        MuDataWrapper(CategoricalObsField)("batch", "batch", **in_atac),
+        MuDataWrapper(NumericalObsField)("depth", "depth", **in_atac),
+        MuDataWrapper(ObsmField)("ref", "ref", **in_atac),
+    )
+    batch = data.create_torch_dataset()[np.arange(4)]
+    numbers = np.array([int(name[1:]) for name in mdata.obs_names])
+    assert numbers.tolist() != [5, 1, 8, 2], "the modality must have an order of its own"
+    np.testing.assert_array_equal(dense(batch), counts_np[numbers])
+    assert batch["batch"][:, 0].tolist() == [[1, 0, 2][i % 3] for i in numbers]
+    torch.testing.assert_close(batch["depth"][:, 0], torch.from_numpy(10.0 + numbers).float())
+    assert batch["ref"][:, 0].tolist() == (2.0 * numbers).tolist()
+
+
+def test_dense_entries_of_a_modality_that_lacks_cells_are_refused(counts_np):
+    mdata = paired(counts_np, [5, 1, 8], [8, 2, 5])
+    data = manager(mdata, MuDataWrapper(NumericalObsField)("depth", "depth", mod_key="atac"), paired=False)
+    with pytest.raises(DataError, match=r"'depth' comes from mdata\['atac'\], which lacks 1 of 4 cells. Put it into"):
+        data.create_torch_dataset()
 
 
 def test_an_entry_of_unknown_type_is_refused(counts_np):

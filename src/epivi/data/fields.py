@@ -56,7 +56,7 @@ class PeaksField(LayerField):
 
     def _checked(self, adata: AnnData) -> CountSummary:
         """Check the counts, say what is unusual, and return their summary."""
-        others = {name: adata.layers[name] for name in adata.layers if name != self.attr_key}
+        others = {name: adata.layers[name] for name in adata.layers if name not in (None, self.attr_key)}
         summary = _validate.check_counts(
             self.get_field_data(adata), where=self.where, obs_names=adata.obs_names, alternatives=others
         )

@@ -193,6 +193,12 @@ class SparseDataManager(AnnDataManager):
                 "Store it as a numpy array or a scipy sparse matrix."
             )
             raise DataError(message)
+        if row_map is not None and (n_absent := int((row_map < 0).sum())):
+            message = (
+                f"The registered entry '{key}' comes from mdata['{mod_key}'], which lacks {n_absent} of "
+                f"{row_map.size} cells. Put it into mdata.obs or mdata.obsm, or keep the cells of this modality."
+            )
+            raise DataError(message)
         dtype = np.int64 if self._is_categorical(key) else np.float32
         return DenseReader(key, array, dtype, row_map=row_map)
 

@@ -82,8 +82,8 @@ class EpochSampler:
 
     Notes
     -----
-    The training loop counts its own epochs from 0 and calls ``set_epoch``; ``start`` is the epoch at which a resumed run
-    goes on, and ``first_batch`` skips the minibatches that it had already done in that epoch.
+    The training loop counts its own epochs from 0 and calls ``set_epoch``; ``start`` is the epoch at which a resumed
+    run goes on, and ``first_batch`` skips the minibatches that it had already done in that epoch.
     """
 
     def __init__(
@@ -163,12 +163,12 @@ class StratifiedSampler(EpochSampler):
         """Return the minibatches, the first rows outside the group giving way to members where there are too few."""
         rng = np.random.default_rng([self.seed, epoch, 1 + self.rank])
         result = []
-        for rows in super().batches(epoch):
+        for drawn in super().batches(epoch):
+            rows = drawn.copy()
             lacking = self.minimum - int(self.group[rows].sum())
             outside = np.flatnonzero(~self.group[rows])[: max(lacking, 0)]
             if outside.size:
                 free = np.setdiff1d(self.members, rows)
-                rows = rows.copy()
                 rows[outside[: free.size]] = rng.choice(free, size=min(outside.size, free.size), replace=False)
             result.append(rows)
         return result

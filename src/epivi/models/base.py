@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from mudata import MuData
 from scvi import REGISTRY_KEYS, settings
-from scvi.model.base import BaseModelClass
 from torch.utils.data import DataLoader
 
 from epivi import _validate
@@ -30,14 +29,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class EpiModel(SavingMixin, BaseModelClass):
+class EpiModel(SavingMixin):
     """Base of all models of epivi: a :class:`scvi.model.base.BaseModelClass` that trains, saves and resumes exactly.
 
     Subclasses set ``_training_defaults``, build ``self.module`` and ``self.config``, and implement ``setup_*``.
     """
 
-    _training_defaults: Mapping[str, Any] = {}
+    _training_defaults: ClassVar[Mapping[str, Any]] = {}
     seed: int
+    module: Any
+    config: Any
+    trainer: Any
+    init_arguments: dict[str, Any]
 
     def __init__(self, adata: AnnData | MuData | None = None, registry: dict | None = None) -> None:
         if adata is None and registry is None:
@@ -162,12 +165,12 @@ class EpiModel(SavingMixin, BaseModelClass):
         return {"model": type(self).__name__, "config": self.config.summary(), "data": digest.hexdigest()} | arguments
 
     @property
-    def feature_names(self) -> np.ndarray:
+    def feature_names(self) -> np.ndarray:  # type: ignore[override]
         """Names of the features that the model reads, in the trained order."""
         return np.asarray(self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"])
 
     def _batches(
-        self, adata: AnnData | MuData | None, indices: Sequence[int] | None, batch_size: int | None
+        self, adata: AnnData | MuData | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
     ) -> tuple[AnnData | MuData, np.ndarray, Iterator[dict[str, Tensor]]]:
         """Return data, row numbers and batches for inference, in the order of the rows, on the model's device."""
         if adata is None and self.adata is None:

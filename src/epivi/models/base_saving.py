@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 from scvi.model._utils import parse_device_args
+from scvi.model.base import BaseModelClass
 
 from epivi._errors import CheckpointError
 from epivi.train.checkpoint import read_checkpoint, write_checkpoint
@@ -24,8 +25,17 @@ KIND = "model"
 DATA_NAMES = {AnnData: "adata.h5ad", MuData: "mdata.h5mu"}
 
 
-class SavingMixin:
+class SavingMixin(BaseModelClass):
     """Saves and loads models without pickle."""
+
+    module: Any
+    adata: Any
+    registry_: Any
+    init_arguments: dict[str, Any]
+    feature_names: np.ndarray
+    is_trained_: bool
+    history_: Any
+    to_device: Any
 
     def save(self, dir_path: str | Path, *, overwrite: bool = False, save_anndata: bool = False) -> None:
         """Save the model to a folder.
@@ -68,7 +78,7 @@ class SavingMixin:
     def load(
         cls,
         dir_path: str | Path,
-        adata: AnnData | MuData | bool | None = None,
+        adata: AnnData | MuData | bool | None = None,  # noqa: FBT001
         *,
         accelerator: str = "auto",
         device: int | str = "auto",

@@ -6,7 +6,7 @@ k covariates.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -174,7 +174,7 @@ class DenseDecoder(nn.Module):
     @property
     def condition_layer(self) -> nn.Linear:
         """The layer that reads latent and covariates."""
-        return self.first[0]
+        return cast("nn.Linear", self.first[0])
 
     def forward(self, latent_bd: Tensor, covariates_bk: Tensor) -> Tensor:
         """Return the input of the logit layer, shape (b, h1)."""
@@ -249,16 +249,15 @@ class ChromosomeDecoder(nn.Module):
     ) -> None:
         super().__init__()
         n_groups = len(blocks.sizes)
-        options = {"momentum": momentum, "eps": eps}
         self.shape = (n_groups, hidden[1])
         self.first = nn.Linear(n_latent + n_covariates, n_groups * hidden[1])
         nn.init.xavier_uniform_(self.first.weight)
         nn.init.zeros_(self.first.bias)
         self.first_norm = nn.Sequential(
-            nn.BatchNorm1d(n_groups * hidden[1], **options), nn.PReLU(), nn.Dropout(dropout_rate)
+            nn.BatchNorm1d(n_groups * hidden[1], momentum=momentum, eps=eps), nn.PReLU(), nn.Dropout(dropout_rate)
         )
         self.second = GroupedLinear(n_groups, hidden[1], hidden[0])
-        self.second_norm = GroupedNorm(n_groups, hidden[0], dropout_rate=dropout_rate, **options)
+        self.second_norm = GroupedNorm(n_groups, hidden[0], dropout_rate=dropout_rate, momentum=momentum, eps=eps)
         self.logits = BlockLogits(blocks, hidden[0], diagonal=True)
 
     @property

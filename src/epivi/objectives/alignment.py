@@ -35,8 +35,9 @@ def alignment_loss(mean_bd: Tensor, reference_br: Tensor, weight_b: Tensor, n_re
     where :math:`S^g` are cosine similarities of the reference, :math:`S^p` those of the posterior means,
     :math:`w_i = m_i\gamma_i` and :math:`n_m` the number of referenced cells (equations 3.3-3.5, with the squared
     difference of the released code in place of the distance). With unit rows scaled by :math:`\sqrt{w_i}`, R and Z,
-    the sum equals :math:`\|R^TR\|^2 - 2\|R^TZ\|^2 + \|Z^TZ\|^2`, which needs no b x b matrix; that form is taken when b
-    is more than four times both widths and accumulates in float64, because large norms cancel. Gradients flow through ``mean_bd`` only.
+    the sum equals :math:`\|R^TR\|^2 - 2\|R^TZ\|^2 + \|Z^TZ\|^2`, which needs no b x b matrix. That form is taken
+    when b is more than four times both widths, and accumulates in float64 because large norms cancel. Gradients flow
+    through ``mean_bd`` only.
 
     Parameters
     ----------

@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from epivi._errors import CheckpointError
 from epivi.train.checkpoint import flatten_state, is_checkpoint, read_checkpoint, unflatten_state, write_checkpoint
 from epivi.train.plan import is_better
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from epivi.train.plan import TrainingPlan
@@ -116,15 +115,15 @@ class RunState:
         """Save at the end of an epoch, or after ``every_n_steps`` steps, unless the last save was just now."""
         is_epoch_end = plan.batch_in_epoch == 0
         is_step_due = self.every_n_steps is not None and plan.step - self._last_step >= self.every_n_steps
-        if plan.global_rank == 0 and (is_epoch_end or is_step_due):
-            if time.monotonic() - self._last_save >= self.min_seconds:
-                self.save(plan)
+        is_time = time.monotonic() - self._last_save >= self.min_seconds
+        if plan.global_rank == 0 and (is_epoch_end or is_step_due) and is_time:
+            self.save(plan)
 
     def save(self, plan: TrainingPlan) -> None:
         """Write weights, optimiser, counters, metrics and best weights; the old state stays until the new is whole."""
         state = {
             "module": plan.module.state_dict(),
-            "optimizer": plan.optimizers().optimizer.state_dict(),
+            "optimizer": plan.optimizer.optimizer.state_dict(),
             "plan": plan.state(),
             "keeper": plan.keeper.state() if plan.keeper is not None else None,
         }

@@ -95,9 +95,14 @@ class TrainingPlan(pl.LightningModule):
                 batch, inference_kwargs={"deterministic": deterministic}, loss_kwargs={"kl_weight": kl_weight}
             )[2]
 
+    @property
+    def optimizer(self) -> Any:
+        """The one optimiser."""
+        return self.optimizers()
+
     def on_train_epoch_start(self) -> None:
         """Set the learning rate of the epoch."""
-        for group in self.optimizers().param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.lr * self.lr_gamma**self.epoch
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
@@ -138,8 +143,8 @@ class TrainingPlan(pl.LightningModule):
         values |= {key: value * n for key, value in (output.extra_metrics | more).items()}
         sums = self.sums[mode]
         for key, value in values.items():
-            value = torch.as_tensor(value, device=self.device).detach().double()
-            sums[key] = sums[key] + value if key in sums else value.clone()
+            total = torch.as_tensor(value, device=self.device).detach().double()
+            sums[key] = sums[key] + total if key in sums else total.clone()
 
     def _read(self, mode: str) -> dict[str, float]:
         sums, self.sums[mode] = self.sums[mode], {}

@@ -12,7 +12,7 @@ from scvi import REGISTRY_KEYS
 from epivi import _validate
 from epivi._errors import ConfigError, DataError
 from epivi._keys import BATCH_INDICES
-from epivi.models.base import check_indices
+from epivi.models.base import EpiModel, check_indices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ PEAKS_AT_ONCE = 4096
 EPS = 1e-8
 
 
-class DifferentialMixin:
+class DifferentialMixin(EpiModel):
     """Differential accessibility between groups of cells."""
 
     def differential_accessibility(  # noqa: PLR0913
@@ -131,7 +131,7 @@ class DifferentialMixin:
     def _hidden_samples(
         self, adata: AnnData, rows: np.ndarray, rng: np.random.Generator, n_samples: int, batch: int | None
     ) -> torch.Tensor:
-        """Decode posterior samples of cells drawn with replacement, at mean depth; the hidden units before the logits."""
+        """Decode posterior samples of cells drawn with replacement, at mean depth, up to the input of the logits."""
         drawn = rng.choice(rows, size=n_samples)
         noise = torch.from_numpy(rng.standard_normal((n_samples, self.config.n_latent), dtype=np.float32))
         _, _, batches = self._batches(adata, drawn, None)

@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
     r"""Accessibility latents that do not depend on depth and batch (Cao et al., Bioinformatics 2021).
 
-    A variational autoencoder of binary accessibility whose decoder is given the confounders c (log depth, batch, further
-    covariates) and whose encoder is not. Its loss adds to the negative ELBO a bound on the information between the
-    latent z and c (equations 2.5-2.6 and 2.14 of the thesis):
+    A variational autoencoder of binary accessibility whose decoder is given the confounders c (log depth, batch,
+    further covariates) and whose encoder is not. Its loss adds to the negative ELBO a bound on the information between
+    the latent z and c (equations 2.5-2.6 and 2.14 of the thesis):
 
     .. math::
         L = E[\mathrm{KL}(q(z|x) \| p(z)) + \lambda\,\mathrm{KL}(q(z|x) \| q(z))]
@@ -50,8 +50,8 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
         defaults.
     encoder
         ``"chromosome"``: one network a chromosome before common heads, the default where peaks carry chromosomes;
-        ``"dense"``: the network of the thesis, p-1000-100-d; ``"linear"``: a linear map and a linear decoder, beyond the
-        paper, for sets of a few thousand cells or fewer.
+        ``"dense"``: the network of the thesis, p-1000-100-d; ``"linear"``: a linear map and a linear decoder, beyond
+        the paper, for sets of a few thousand cells or fewer.
     n_latent
         Latent dimensions d.
     n_hidden
@@ -69,7 +69,8 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
     invariance_weight
         Weight lambda of the information term.
     information_bound
-        ``"pairwise"`` (the paper), ``"mixture"`` (Kolchinsky and Tracey, tighter but a worse regulariser) or ``"none"``.
+        ``"pairwise"`` (the paper), ``"mixture"`` (Kolchinsky and Tracey, tighter but a worse regulariser) or
+        ``"none"``.
     loss_preset
         ``"epivi"``, or ``"released_code"``: the weighting of the released code, which is not a bound, for comparison.
     use_covariates
@@ -103,9 +104,8 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
     (120, 5)
     """
 
-    _module_cls = SailerModule
-    _config_cls = SailerConfig
-    _training_defaults: ClassVar[Mapping[str, Any]] = {}
+    _module_cls: ClassVar[type[SailerModule]] = SailerModule
+    _config_cls: ClassVar[type[SailerConfig]] = SailerConfig
 
     def __init__(  # noqa: PLR0913
         self,

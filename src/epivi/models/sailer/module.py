@@ -1,6 +1,6 @@
 """The torch module of SAILER.
 
-Legend of shapes: b cells of the batch, p peaks, o non-zeros, d latent dimensions, k covariates, c chromosomes, h hidden.
+Legend of shapes: b cells of the batch, p peaks, o non-zeros, d latent dimensions, k covariates.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch.distributions import Normal
 
 from epivi._keys import BATCH_DEPTH, BATCH_INDICES, BATCH_INDPTR
-from epivi.nn.covariates import DecoderCovariates
 from epivi.nn.mlp import ChromosomeDecoder, ChromosomeEncoder, DenseDecoder, DenseEncoder, LinearDecoder, LinearEncoder
 from epivi.objectives.invariance import kl_standard_normal, mixture_information, pairwise_kl
 from epivi.objectives.likelihoods import calibrate, weighted_bernoulli
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from epivi.models.sailer.config import SailerConfig
+    from epivi.nn.covariates import DecoderCovariates
     from epivi.nn.linear import PeakBlocks
 
 NETWORKS = {
@@ -51,7 +51,11 @@ class SailerModule(BaseModuleClass):
         Mean number of open peaks of a cell.
     """
 
+    encoder: Any
+    decoder: Any
+    config: Any
     open_weight: Tensor
+    input_norm: Tensor
     feature_weight: Tensor
 
     def __init__(
@@ -109,7 +113,7 @@ class SailerModule(BaseModuleClass):
         tensors: dict[str, Tensor],
         inference_outputs: dict[str, Any],
         *,
-        depth: Tensor | float | None = None,
+        depth: float | None = None,
         batch: int | None = None,
         use_z_mean: bool = False,
         **kwargs: Any,  # noqa: ARG002
@@ -171,9 +175,9 @@ class SailerModule(BaseModuleClass):
         """Return the (weighted) negative log-likelihood of each cell, shape (b,)."""
         weight, closed_weight = self._weights() if weighted else (1.0, 1.0)
         loss_b = hidden.new_zeros(hidden.shape[0])
-        for j, logits_bp in enumerate(self.decoder.logits(hidden)):
-            if not weighted:
-                logits_bp = logits_bp - self.open_weight_shift
+        shift = 0.0 if weighted else self.open_weight_shift
+        for j, block_bp in enumerate(self.decoder.logits(hidden)):
+            logits_bp = block_bp - shift if shift else block_bp
             loss_b = loss_b + weighted_bernoulli(
                 logits_bp, blocked.flat(j), blocked.rows[j], weight, closed_weight=closed_weight
             )

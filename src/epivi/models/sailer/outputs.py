@@ -15,6 +15,7 @@ from epivi import _validate
 from epivi._errors import ConfigError, nearest
 from epivi._keys import BATCH_DEPTH
 from epivi.metrics import confounder_information
+from epivi.models.base import EpiModel
 from epivi.objectives.invariance import kl_standard_normal, mixture_information, pairwise_kl
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ COLLAPSED_KL = 0.01
 REPORT_CELLS = 2048
 
 
-class OutputsMixin:
+class OutputsMixin(EpiModel):
     """Latent representation, normalised accessibility, likelihoods and the confounder report."""
 
     @torch.inference_mode()
@@ -202,7 +203,7 @@ class OutputsMixin:
             depth = self.adata_manager.get_from_registry(BATCH_DEPTH).ravel()
             codes = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY).ravel()
             medians = pd.Series(depth).groupby(codes).median()
-            code = int(medians.idxmax())
+            code = int(medians.index[int(medians.to_numpy().argmax())])
             logger.info("transform_batch: '%s', the batch with the highest median depth.", categories[code])
             return code
         if str(transform_batch) not in categories:

@@ -14,6 +14,7 @@ from scipy import sparse
 from torch import nn
 
 from epivi._errors import ConfigError, DataError
+from epivi.models.base import EpiModel
 from epivi.models.base_saving import plain
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 MIN_SHARE = 0.8
 
 
-class QueryMixin:
+class QueryMixin(EpiModel):
     """Query mapping in the manner of scArches: only the weights of the new batches are trained."""
 
     @classmethod
@@ -45,8 +46,8 @@ class QueryMixin:
         reference_model
             A trained model, or the folder of a saved one; it stays as it is.
         unfrozen
-            Train all weights. By default the encoder is frozen with its statistics, so that latents of reference cells do
-            not change, and only the decoder's weights of new batches are trained.
+            Train all weights. By default the encoder is frozen with its statistics, so that latents of reference cells
+            do not change, and only the decoder's weights of new batches are trained.
 
         Returns
         -------
@@ -103,8 +104,8 @@ class QueryMixin:
         found = positions >= 0
         if not found.any():
             message = (
-                f"The query shares none of its {adata.n_vars} peaks with the {names.size} of the model. Peak sets must be "
-                "counted on the same regions: count the query's fragments in the peaks of the reference."
+                f"The query shares none of its {adata.n_vars} peaks with the {names.size} of the model. Peak sets must "
+                "be counted on the same regions: count the query's fragments in the peaks of the reference."
             )
             raise DataError(message)
         if found.mean() < MIN_SHARE:
@@ -113,7 +114,7 @@ class QueryMixin:
             (np.ones(found.sum(), dtype=np.float32), (positions[found], np.flatnonzero(found))),
             shape=(adata.n_vars, names.size),
         )
-        layers = {key: sparse.csr_matrix(adata.layers[key]) @ select for key in adata.layers}
+        layers = {key: sparse.csr_matrix(adata.layers[key]) @ select for key in adata.layers if key is not None}
         matrix = sparse.csr_matrix(adata.X) @ select if adata.X is not None else None
         return anndata.AnnData(matrix, obs=adata.obs.copy(), var=pd.DataFrame(index=names), layers=layers)
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from mudata import MuData
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data._manager import AnnDataManagerValidationCheck
 from scvi.data.fields import (
     CategoricalJointObsField,
@@ -58,6 +57,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from epivi.models.sailer.config import SailerConfig
+    from epivi.models.sailer.module import SailerModule
     from epivi.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,9 @@ N_NEIGHBORS = 15
 class SAILERX(SAILER):
     r"""Multiome latents whose similarities follow a reference embedding (Cao et al., Nucleic Acids Research 2022).
 
-    SAILER of the ATAC modality with one more term: over pairs of cells with a reference, such as principal components of
-    RNA, the cosine similarities of the posterior means are drawn towards those of the reference (equations 3.3-3.5),
+    SAILER of the ATAC modality with one more term: over pairs of cells with a reference, such as principal
+    components of RNA, the cosine similarities of the posterior means are drawn towards those of the reference
+    (equations 3.3-3.5),
 
     .. math:: L = L_{SAILER} + A\,\frac{1}{n_m^2}\sum_{ij} w_i w_j (S^g_{ij} - S^p_{ij})^2
 
@@ -79,8 +81,8 @@ class SAILERX(SAILER):
     Parameters
     ----------
     adata
-        MuData set up with :meth:`setup_mudata`, or AnnData set up with :meth:`setup_anndata`; data that were not are set
-        up with the defaults.
+        MuData set up with :meth:`setup_mudata`, or AnnData set up with :meth:`setup_anndata`; data that were not are
+        set up with the defaults.
     n_latent
         Latent dimensions d.
     align_weight
@@ -115,8 +117,8 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
     (140, 5)
     """
 
-    _module_cls = SailerxModule
-    _config_cls = SailerxConfig
+    _module_cls: ClassVar[type[SailerModule]] = SailerxModule
+    _config_cls: ClassVar[type[SailerConfig]] = SailerxConfig
     _training_defaults: ClassVar[Mapping[str, Any]] = {"batch_size": 200}
 
     def __init__(  # noqa: PLR0913
@@ -153,7 +155,7 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
         self, indices: np.ndarray, config: TrainingConfig, *, rank: int = 0, world_size: int = 1
     ) -> EpochSampler:
         """Return the sampler of the training cells: shuffled, stratified by reference, or by reference neighbours."""
-        options = {"rank": rank, "world_size": world_size}
+        options: dict[str, Any] = {"rank": rank, "world_size": world_size}
         arguments = (indices, config.batch_size, config.seed)
         has = self._has_reference()
         if self.config.sampler == "neighbors":
@@ -214,7 +216,7 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
         return shares.numpy() if return_per_cell else float(np.mean(losses)) if losses else 0.0
 
     @classmethod
-    def setup_mudata(  # noqa: PLR0913
+    def setup_mudata(  # noqa: PLR0913, PLR0917
         cls,
         mdata: MuData,
         modalities: Mapping[str, str] | None = None,
@@ -301,7 +303,7 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
         _register(cls, mdata, fields, setup_method_args, kwargs)
 
     @classmethod
-    def setup_anndata(  # noqa: PLR0913
+    def setup_anndata(  # type: ignore[override]  # noqa: PLR0913, PLR0917
         cls,
         adata: AnnData,
         reference_key: str | None = None,
@@ -315,7 +317,7 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
         chrom_key: str = "chrom",
         **kwargs: Any,
     ) -> None:
-        """Check an AnnData of peaks that carries the reference in its obsm, and register what the model reads.
+        r"""Check an AnnData of peaks that carries the reference in its obsm, and register what the model reads.
 
         Parameters
         ----------
@@ -323,7 +325,8 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
             Cells × peaks.
         reference_key
             Key of obsm that holds the reference; rows of NaN have none.
-        layer, batch_key, labels_key, depth_key, categorical_covariate_keys, continuous_covariate_keys, chrom_key, kwargs
+        layer, batch_key, labels_key, depth_key, categorical_covariate_keys, continuous_covariate_keys, chrom_key, \
+kwargs
             As in :meth:`epivi.SAILER.setup_anndata`.
         rna_depth_key
             Column of obs with the RNA depth; without it every referenced cell has alignment weight 1.
@@ -366,7 +369,7 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
 
 
 def _register(cls: Any, data: Any, fields: list, setup_method_args: dict, transfer: dict[str, Any]) -> None:
-    manager: AnnDataManager = SparseDataManager(
+    manager = SparseDataManager(
         fields=fields,
         setup_method_args=setup_method_args,
         validation_checks=AnnDataManagerValidationCheck(check_fully_paired_mudata=False),

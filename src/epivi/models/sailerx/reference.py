@@ -111,7 +111,7 @@ class ReferenceSource:
             "No reference embedding was given: 50 principal components of %s are computed by epivi.pp.rna_reference.",
             self.where,
         )
-        computed = rna_reference(holder, layer=self.layer, copy=True)
+        computed: Any = rna_reference(holder, layer=self.layer, copy=True)
         values = np.asarray(computed.obsm[OBSM_PCA], dtype=np.float64)
         values[~values.any(axis=1)] = np.nan
         return values
@@ -128,7 +128,7 @@ class ReferenceSource:
         if matrix is None or holder.n_vars == 0:
             message = f"{name} holds no counts: name the RNA depth of the cells with rna_depth_key=."
             raise DataError(message)
-        others = {key: holder.layers[key] for key in holder.layers if key != self.layer}
+        others = {key: holder.layers[key] for key in holder.layers if key not in (None, self.layer)}
         summary = _validate.check_counts(matrix, where=name, obs_names=holder.obs_names, alternatives=others)
         if n_empty := int((summary.row_sums == 0).sum()):
             logger.warning("%d cells of %s have no RNA count; their RNA depth counts as 1.", n_empty, self.where)
