@@ -191,7 +191,9 @@ def test_a_minibatch_of_one_is_refused():
     world_size=st.integers(1, 2),
     seed=st.integers(0, 50),
 )
-def test_stratified_minibatches_keep_the_minimum_without_duplicates(n, n_members, batch_size, minimum, world_size, seed):
+def test_stratified_minibatches_keep_the_minimum_without_duplicates(
+    n, n_members, batch_size, minimum, world_size, seed
+):
     assume(n // world_size >= 2)
     n_members = min(n_members, n)
     indices = np.arange(n) + 10

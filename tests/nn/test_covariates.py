@@ -11,9 +11,7 @@ from epivi.nn.covariates import DecoderCovariates
 
 
 def test_columns_are_depth_continuous_categorical_and_batch_last():
-    covariates = DecoderCovariates(
-        math.log(100.0), 0.5, n_batch=2, n_cats_per_cov=(3, 1), n_continuous=2
-    )
+    covariates = DecoderCovariates(math.log(100.0), 0.5, n_batch=2, n_cats_per_cov=(3, 1), n_continuous=2)
     out_bk = covariates(
         torch.tensor([100.0, 100.0 * math.e]),
         torch.tensor([1, 0]),
@@ -69,3 +67,27 @@ def test_number_of_columns_is_the_width_of_the_output(n_batch, n_cats, n_continu
 def test_a_batch_outside_the_trained_ones_is_refused():
     with pytest.raises(RuntimeError, match="Class values"):
         DecoderCovariates(0.0, 1.0, n_batch=2)(torch.tensor([1.0]), torch.tensor([2]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2)), min_size=1, max_size=3), st.integers(0, 2))
+def test_columns_of_fewer_categories_are_found_among_those_of_more(sizes, n_continuous):
+    cats, batches = sizes[:-1], sizes[-1]  # each (trained, appended by the query)
+    old, new = (
+        DecoderCovariates(
+            0.0,
+            1.0,
+            n_batch=batches[0] + extra * batches[1],
+            n_cats_per_cov=[n + extra * more for n, more in cats],
+            n_continuous=n_continuous,
+        )
+        for extra in (0, 1)
+    )
+    cells = torch.arange(6)
+    inputs = (
+        1.0 + cells.float(),
+        cells % batches[0],
+        torch.stack([cells % n for n, _ in cats], 1) if cats else None,
+        torch.randn(6, n_continuous) if n_continuous else None,
+    )
+    torch.testing.assert_close(new(*inputs)[:, new.columns_of(old)], old(*inputs))

@@ -80,7 +80,7 @@ def test_blocks_of_a_batch_put_together_are_the_batch(weighted):
     for j in range(4):
         flat = torch.zeros(6, batch.blocks.sizes[j])
         flat.view(-1)[batch.flat(j)] = 1.0
-        torch.testing.assert_close(flat, (x_bp[:, BLOCKS == j] != 0).float())
+        torch.testing.assert_close(flat, (x_bp[:, np.equal(BLOCKS, j)] != 0).float())
 
 
 @pytest.mark.parametrize("n_blocks", [256, 257, 33_000])
@@ -89,7 +89,11 @@ def test_many_blocks_do_not_overflow_their_numbers(n_blocks):
     block_of_peak = rng.permutation(n_blocks)
     indices = torch.from_numpy(rng.choice(n_blocks, 50, replace=False))
     batch = PeakBlocks(block_of_peak).split(torch.tensor([0, 20, 20, 50]), indices)
-    found = {(int(r), int(c)) for rows, cols in zip(batch.rows, batch.columns, strict=True) for r, c in zip(rows, cols)}
+    found = {
+        (int(r), int(c))
+        for rows, cols in zip(batch.rows, batch.columns, strict=True)
+        for r, c in zip(rows, cols, strict=True)
+    }
     # every block holds one peak, so that the block-order column is the number of the block
     expected = {(0 if i < 20 else 2, int(block_of_peak[peak])) for i, peak in enumerate(indices.tolist())}
     assert found == expected
@@ -99,7 +103,9 @@ def test_many_blocks_do_not_overflow_their_numbers(n_blocks):
 
 @pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("block_of_peak", [BLOCKS, np.sort(BLOCKS), np.zeros_like(BLOCKS)], ids=["mixed", "sorted", "one"])
+@pytest.mark.parametrize(
+    "block_of_peak", [BLOCKS, np.sort(BLOCKS), np.zeros_like(BLOCKS)], ids=["mixed", "sorted", "one"]
+)
 def test_sparse_product_equals_dense_product_in_value_and_gradient(diagonal, weighted, block_of_peak):
     torch.manual_seed(0)
     x_bp, indptr, indices, values = random_batch(weighted=weighted)

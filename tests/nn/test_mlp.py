@@ -163,7 +163,7 @@ def test_chromosome_networks_equal_one_small_network_a_chromosome():
         weight_ph = encoder.first.weight[blocks.rank]
         outputs = []
         for j in range(3):
-            h = x_bp[:, BLOCKS == j] @ weight_ph[BLOCKS == j] + encoder.first.bias[j]
+            h = x_bp[:, np.equal(BLOCKS, j)] @ weight_ph[np.equal(BLOCKS, j)] + encoder.first.bias[j]
             h = norm(encoder.first_norm, h, j) @ encoder.second.weight[j] + encoder.second.bias[j]
             outputs.append(norm(encoder.second_norm, h, j))
         hidden_bh = torch.cat(outputs, 1)

@@ -79,13 +79,17 @@ def test_extreme_logits_stay_finite_and_right(dtype, size):
     loss_b.sum().backward()
     # the confident mistakes cost 20 * size and size, the confident hits nothing
     assert loss_b.item() == pytest.approx(21 * size, rel=1e-5)
-    torch.testing.assert_close(logits_bp.grad, torch.tensor([[0.0, -20.0, 1.0, 0.0]], dtype=dtype), atol=1e-10, rtol=1e-6)
+    torch.testing.assert_close(
+        logits_bp.grad, torch.tensor([[0.0, -20.0, 1.0, 0.0]], dtype=dtype), atol=1e-10, rtol=1e-6
+    )
 
 
 def test_cells_without_open_peaks_and_with_one():
     logits_bp = torch.zeros(2, 4)
     nothing = torch.zeros(0, dtype=torch.long)
-    torch.testing.assert_close(weighted_bernoulli(logits_bp, nothing, nothing, 7.0), torch.full((2,), 4 * np.log(2)).float())
+    torch.testing.assert_close(
+        weighted_bernoulli(logits_bp, nothing, nothing, 7.0), torch.full((2,), 4 * np.log(2)).float()
+    )
     loss_b = weighted_bernoulli(logits_bp, torch.tensor([6]), torch.tensor([1]), 7.0)
     torch.testing.assert_close(loss_b, torch.tensor([4.0, 10.0]) * np.log(2))
 

@@ -19,7 +19,11 @@ def test_defaults_are_those_of_the_specification():
 
 def test_later_sources_win_and_none_does_not_count():
     config = TrainingConfig.merged(
-        {"seed": 3, "lr": 0.1, "max_epochs": 5}, None, {"lr": 0.2, "max_epochs": None}, {}, {"lr": None, "batch_size": 64}
+        {"seed": 3, "lr": 0.1, "max_epochs": 5},
+        None,
+        {"lr": 0.2, "max_epochs": None},
+        {},
+        {"lr": None, "batch_size": 64},
     )
     assert (config.seed, config.lr, config.max_epochs, config.batch_size) == (3, 0.2, 5, 64)
     assert config.weight_decay == TrainingConfig().weight_decay
@@ -27,7 +31,9 @@ def test_later_sources_win_and_none_does_not_count():
 
 
 def test_false_and_zero_count_as_chosen():
-    config = TrainingConfig.merged({"early_stopping": True, "weight_decay": 0.1}, {"early_stopping": False, "weight_decay": 0})
+    config = TrainingConfig.merged(
+        {"early_stopping": True, "weight_decay": 0.1}, {"early_stopping": False, "weight_decay": 0}
+    )
     assert config.early_stopping is False
     assert config.weight_decay == 0
 

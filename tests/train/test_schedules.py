@@ -19,6 +19,12 @@ def test_golden_weights_of_a_cycle():
         assert annealing.kl_weight(start + t + 2 * cycle) == weight
 
 
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 1.0])
+def test_the_weight_rises_over_the_given_share_of_the_cycle(ratio):
+    annealing = Annealing(steps_per_epoch=1, max_epochs=80, n_epochs_warmup=0, n_epochs_cycle=80, ratio=ratio)
+    assert [annealing.kl_weight(t) for t in range(80)] == [min(t / (ratio * 80), 1.0) for t in range(80)]
+
+
 def test_warm_up_has_no_kl_terms_and_no_noise():
     annealing = Annealing(steps_per_epoch=3, max_epochs=400, n_epochs_warmup=10)
     assert [annealing.kl_weight(t) for t in range(30)] == [0.0] * 30
@@ -69,7 +75,7 @@ def test_without_a_cycle_the_weight_is_one_after_the_warm_up(kwargs):
     assert [annealing.kl_weight(t) for t in (0, 5, 6, 7, 79)] == [0.0, 0.0, 1.0, 1.0, 1.0]
 
 
-# 10 + 240 epochs end at 0.8 of the third rise; at 10 + 200 + 1 epochs the rise has just begun; a single step never rises
+# 10 + 240 epochs end at 0.8 of the third rise, 10 + 200 + 1 at its beginning, and a single step never rises
 @pytest.mark.parametrize(("max_epochs", "steps", "weight"), [(250, 10, "0.80"), (211, 10, "0.02"), (1, 1, "0.00")])
 def test_a_training_that_ends_inside_a_rise_warns(max_epochs, steps, weight, caplog):
     with caplog.at_level(logging.WARNING, "epivi"):
@@ -79,7 +85,9 @@ def test_a_training_that_ends_inside_a_rise_warns(max_epochs, steps, weight, cap
     assert "Choose max_epochs or n_epochs_kl_cycle" in record.message
 
 
-@pytest.mark.parametrize(("max_epochs", "ratio"), [(400, 0.5), (310, 0.5), (260, 0.5), (400, 0.9), (310, 1.0), (1, 0.5), (400, 0.0)])
+@pytest.mark.parametrize(
+    ("max_epochs", "ratio"), [(400, 0.5), (310, 0.5), (260, 0.5), (400, 0.9), (310, 1.0), (1, 0.5), (400, 0.0)]
+)
 def test_a_training_that_ends_at_full_weight_or_one_step_before_does_not_warn(max_epochs, ratio, caplog):
     with caplog.at_level(logging.WARNING, "epivi"):
         Annealing(steps_per_epoch=11, max_epochs=max_epochs, ratio=ratio).warn_if_it_ends_low()

@@ -175,7 +175,7 @@ class SparseDataManager(AnnDataManager):
         if indices is None:
             return dataset
         rows = np.asarray(indices)
-        return Subset(dataset, np.flatnonzero(rows) if rows.dtype == bool else rows)
+        return Subset(dataset, (np.flatnonzero(rows) if rows.dtype == bool else rows).tolist())
 
     def _reader(self, key: str) -> Reader:
         array = self.get_from_registry(key)

@@ -169,6 +169,12 @@ class EpiModel(SavingMixin):
         """Names of the features that the model reads, in the trained order."""
         return np.asarray(self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"])
 
+    def _registered(self, key: str, adata: AnnData | MuData | None = None) -> np.ndarray:
+        """Return a registered column of the data, one value an observation in their order, shape (n,)."""
+        manager = self.adata_manager if adata is None else self.get_anndata_manager(adata, required=True)
+        dataset = manager.create_torch_dataset(data_and_attributes=[key])
+        return dataset[np.arange(manager.adata.n_obs)][key].numpy()[:, 0]
+
     def _batches(
         self, adata: AnnData | MuData | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
     ) -> tuple[AnnData | MuData, np.ndarray, Iterator[dict[str, Tensor]]]:
@@ -181,8 +187,9 @@ class EpiModel(SavingMixin):
         size = settings.batch_size if batch_size is None else batch_size
         _validate.check_number(size, "batch_size", low=1, integer=True)
         dataset = self.get_anndata_manager(adata, required=True).create_torch_dataset()
-        parts = [rows[start : start + size].tolist() for start in range(0, rows.size, size)]
-        loader = DataLoader(dataset, sampler=parts, batch_size=None)
+        parts = [rows[start : start + size].tolist() for start in range(0, max(rows.size, 1), size)]
+        # a generator of its own: the loader would draw from the global one
+        loader = DataLoader(dataset, sampler=parts, batch_size=None, generator=torch.Generator().manual_seed(0))
         return adata, rows, ({k: v.to(self.device) for k, v in batch.items()} for batch in loader)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +175,7 @@ def run_training(
 def _fit(model: EpiModel, plan: TrainingPlan, trainer: Trainer, loaders: CellLoaders) -> None:
     model.module.train()
     try:
-        with _graceful_interrupt(plan):
+        with _graceful_interrupt(plan), _without_hints():
             trainer.fit(plan, datamodule=loaders)
     except NotFiniteLossError as error:
         kept = plan.keeper.last_good if plan.keeper is not None else None
@@ -252,6 +253,17 @@ def _graceful_interrupt(plan: TrainingPlan) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _without_hints() -> Iterator[None]:
+    """Hide Lightning's hints on loaders and logging, which do not apply here, and a deprecation it uses itself."""
+    from lightning.fabric.utilities.warnings import PossibleUserWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=PossibleUserWarning)
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        yield
 
 
 def _cut(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -60,7 +60,28 @@ class DecoderCovariates(nn.Module):
     @property
     def n_columns(self) -> int:
         """Number of columns k."""
-        return 1 + self.n_continuous + sum(_width(n) for n in (*self.n_cats_per_cov, self.n_batch))
+        return 1 + self.n_continuous + sum(self.widths)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Columns of each categorical covariate and, last, of the batch."""
+        return tuple(_width(n) for n in (*self.n_cats_per_cov, self.n_batch))
+
+    def columns_of(self, other: DecoderCovariates) -> list[int]:
+        """Where the columns of covariates with fewer categories stand among these; categories are only appended.
+
+        Examples
+        --------
+        >>> old = DecoderCovariates(0.0, 1.0, n_batch=2, n_cats_per_cov=[2])
+        >>> DecoderCovariates(0.0, 1.0, n_batch=3, n_cats_per_cov=[3]).columns_of(old)
+        [0, 1, 2, 4, 5]
+        """
+        start = 1 + self.n_continuous
+        columns = list(range(start))
+        for width, other_width in zip(self.widths, other.widths, strict=True):
+            columns += range(start, start + other_width)
+            start += width
+        return columns
 
     def standardise(self, depth_b: Tensor) -> Tensor:
         """Return the standardised log depth, shape (b,); a depth below one counts as one."""

@@ -1,1 +1,1 @@
-"""."""
+"""The equations: one function each, in closed form, named by paper and number."""

@@ -1,1 +1,1 @@
-"""."""
+"""What happens in each step of any model: plan, schedules, kept weights, checkpoints."""

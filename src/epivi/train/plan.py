@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from epivi.train.schedules import Annealing
 
 _VALIDATION_STREAM = 1 << 40
+# attribute of a parameter of which only some entries train, the gradients of the others being masked
+IS_PARTLY_FROZEN = "is_partly_frozen"
 
 
 class TrainingPlan(pl.LightningModule):
@@ -78,8 +80,14 @@ class TrainingPlan(pl.LightningModule):
         """Return the optimiser over the trainable parameters, with the state of an interrupted run if there is one."""
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[self.optimizer_name]
         parameters = [p for p in self.module.parameters() if p.requires_grad]
+        # decay would move the frozen columns of a partly frozen weight, whose gradients are zero
+        whole = [p for p in parameters if not getattr(p, IS_PARTLY_FROZEN, False)]
+        partly = [p for p in parameters if getattr(p, IS_PARTLY_FROZEN, False)]
+        groups: list[dict[str, Any]] = [{"params": whole}] if whole else []
+        if partly:
+            groups.append({"params": partly, "weight_decay": 0.0})
         optimizer = kind(
-            parameters,
+            groups,
             lr=self.lr,
             weight_decay=self.weight_decay,
             eps=self.eps,

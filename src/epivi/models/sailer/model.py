@@ -135,7 +135,7 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
         self.init_arguments = chosen | {"seed": seed}
         self._config_cls(**_with_encoder_defaults(chosen, has_chromosomes=True))  # refuse bad arguments at once
         super().__init__(adata, registry)
-        self.seed = model_seed(seed)
+        self.seed = self.init_arguments["seed"] = model_seed(seed)
         chromosomes = self._field_state(REGISTRY_KEYS.X_KEY).get(CHROMOSOMES)
         chromosomes = None if chromosomes is None else np.asarray(chromosomes)
         self.config = self._config_cls(**_with_encoder_defaults(chosen, has_chromosomes=chromosomes is not None))

@@ -200,8 +200,7 @@ class OutputsMixin(EpiModel):
             if self.adata is None:
                 message = f"transform_batch is needed for a model without data. Batches: {categories}."
                 raise ConfigError(message)
-            depth = self.adata_manager.get_from_registry(BATCH_DEPTH).ravel()
-            codes = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY).ravel()
+            depth, codes = self._registered(BATCH_DEPTH), self._registered(REGISTRY_KEYS.BATCH_KEY)
             medians = pd.Series(depth).groupby(codes).median()
             code = int(medians.index[int(medians.to_numpy().argmax())])
             logger.info("transform_batch: '%s', the batch with the highest median depth.", categories[code])
@@ -271,7 +270,7 @@ class OutputsMixin(EpiModel):
         depth = confounder_information(mean_nd, self.get_library_size_factors(), discrete=False, seed=self.seed)
         report = {"information_depth": depth.mean, "information_depth_max": depth.max}
         if self.summary_stats.n_batch > 1:
-            codes = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY).ravel()
+            codes = self._registered(REGISTRY_KEYS.BATCH_KEY)
             batch = confounder_information(mean_nd, codes, discrete=True, seed=self.seed)
             report |= {"information_batch": batch.mean, "information_batch_max": batch.max}
         report |= {

@@ -16,10 +16,14 @@ from torch import nn
 from epivi._errors import ConfigError, DataError
 from epivi.models.base import EpiModel
 from epivi.models.base_saving import plain
+from epivi.train.plan import IS_PARTLY_FROZEN
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
+    from torch import Tensor
+
+    from epivi.models.sailer.module import SailerModule
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +72,13 @@ class QueryMixin(EpiModel):
         state = {key: value.clone() for key, value in reference_model.module.state_dict().items()}
         weight = model.module.decoder.condition_layer.weight
         key = next(k for k, v in model.module.named_parameters() if v is weight)
-        missing = weight.shape[1] - state[key].shape[1]
-        if missing:
-            # the batch comes last in the covariates, so that new batches are new last columns
-            state[key] = torch.cat([state[key], torch.zeros_like(weight[:, :missing]).cpu()], dim=1)
+        is_new_k = _new_columns(model.module, reference_model.module)
+        widened = torch.zeros_like(weight, device=state[key].device)
+        widened[:, ~is_new_k] = state[key]
+        state[key] = widened
         model.module.load_state_dict(state)
         if not unfrozen:
-            _freeze(model.module, key, missing)
+            _freeze(model.module, key, is_new_k)
         model.is_trained_ = True
         model.module.eval()
         return model
@@ -119,15 +123,23 @@ class QueryMixin(EpiModel):
         return anndata.AnnData(matrix, obs=adata.obs.copy(), var=pd.DataFrame(index=names), layers=layers)
 
 
-def _freeze(module: nn.Module, key: str, n_new: int) -> None:
-    """Freeze everything but the columns of the new batches, and the statistics of all batch normalisations."""
+def _new_columns(module: SailerModule, reference: SailerModule) -> Tensor:
+    """Mask of the columns of the condition layer that the reference lacks: new batches and other new categories."""
+    is_new_k = torch.zeros(module.decoder.condition_layer.weight.shape[1], dtype=torch.bool)
+    if module.config.use_covariates:
+        is_new_k[module.config.n_latent :] = True
+        kept = torch.tensor(module.covariates.columns_of(reference.covariates))
+        is_new_k[module.config.n_latent + kept] = False
+    return is_new_k
+
+
+def _freeze(module: nn.Module, key: str, is_new_k: Tensor) -> None:
+    """Freeze everything but the new columns of one weight, and the statistics of all batch normalisations."""
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name == key)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm1d):
             part.momentum = 0.0
     weight: Any = dict(module.named_parameters())[key]
-    mask = torch.zeros_like(weight)
-    if n_new:
-        mask[:, -n_new:] = 1.0
-    weight.register_hook(lambda grad: grad * mask.to(grad.device))
+    setattr(weight, IS_PARTLY_FROZEN, True)
+    weight.register_hook(lambda grad: grad * is_new_k.to(grad))

@@ -37,6 +37,7 @@ from epivi.data.fields import (
 )
 from epivi.data.sparse import SparseDataManager, modality_rows
 from epivi.data.splits import EpochSampler, NeighborSampler, StratifiedSampler
+from epivi.models.base import check_indices
 from epivi.models.sailer.model import SAILER
 from epivi.models.sailer.setup import check_atac, check_obs, chromosome_of_peak
 from epivi.models.sailerx.config import SailerxConfig
@@ -159,11 +160,11 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
         arguments = (indices, config.batch_size, config.seed)
         has = self._has_reference()
         if self.config.sampler == "neighbors":
-            if not hasattr(self, "_neighbors"):
-                self._neighbors = reference_neighbors(
-                    self.adata_manager.get_from_registry(BATCH_REFERENCE), has, indices
-                )
-            return NeighborSampler(*arguments, neighbors=self._neighbors, **options)
+            known = getattr(self, "_neighbors", None)  # of the last training cells
+            if known is None or not np.array_equal(known[0], indices):
+                reference = self.adata_manager.get_from_registry(BATCH_REFERENCE)
+                known = self._neighbors = (indices, reference_neighbors(reference, has, indices))
+            return NeighborSampler(*arguments, neighbors=known[1], **options)
         if not has[indices].all():
             minimum = self.config.min_reference_per_batch
             return StratifiedSampler(*arguments, group=has, minimum=minimum, **options)
@@ -203,7 +204,7 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
         adata = self._validate_anndata(adata)
         manager = self.get_anndata_manager(adata, required=True)
         latent_nd = torch.from_numpy(self.get_latent_representation(adata, indices))
-        rows = np.arange(adata.n_obs) if indices is None else np.arange(adata.n_obs)[np.asarray(indices)]
+        rows = check_indices(indices, adata.n_obs)
         entries = (manager.get_from_registry(key) for key in (BATCH_HAS_REFERENCE, BATCH_REFERENCE, BATCH_ALIGN_WEIGHT))
         has, reference, weight = (torch.as_tensor(np.asarray(entry, dtype=np.float32))[rows] for entry in entries)
         shares = torch.full((rows.size,), torch.nan)

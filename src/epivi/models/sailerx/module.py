@@ -12,6 +12,7 @@ from scvi.module.base import LossOutput, auto_move_data
 from torch import nn
 from torch.distributions import Normal
 
+from epivi._errors import DataError
 from epivi._keys import BATCH_ALIGN_WEIGHT, BATCH_HAS_REFERENCE, BATCH_REFERENCE
 from epivi.models.sailer.module import SailerModule
 from epivi.nn.mlp import ReferenceExpert
@@ -38,14 +39,26 @@ class SailerxModule(SailerModule):
         super().__init__(*args, **kwargs)
         self.align_scale = self.config.align_weight * self.blocks.n_peaks
         self.expert: nn.Module | None = None
+        self.n_reference = n_reference
         if self.config.fuse_reference:
             self.expert = ReferenceExpert(n_reference, self.config.n_latent)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: Any) -> dict[str, Any]:
         inputs = super()._get_inference_input(tensors, **kwargs)
         if self.expert is not None:
+            self._check_width(tensors[BATCH_REFERENCE].shape[1])
             inputs |= {"reference_br": tensors[BATCH_REFERENCE], "has_b": tensors[BATCH_HAS_REFERENCE][:, 0]}
         return inputs
+
+    def _check_width(self, found: int) -> None:
+        """Refuse another reference than that on which the expert was trained."""
+        if found != self.n_reference:
+            message = (
+                f"The reference has {found} dimensions, and fuse_reference=True needs that of training, with "
+                f"{self.n_reference}. Compute it as for the training data, or remove it: the cells are then embedded by "
+                "their ATAC alone."
+            )
+            raise DataError(message)
 
     @auto_move_data
     def inference(

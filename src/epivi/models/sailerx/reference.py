@@ -167,7 +167,7 @@ class ReferenceField(ObsmField):
     def transfer_field(self, state_registry: dict, adata_target: Any, **kwargs: Any) -> dict:  # noqa: ARG002
         """Store the embedding of other data; its width may differ, since only similarities are compared."""
         self.source.store(adata_target, n_dimensions=len(state_registry[self.COLUMN_NAMES_KEY]))
-        return {self.COLUMN_NAMES_KEY: np.arange(adata_target.obsm[OBSM_REFERENCE].shape[1])}
+        return dict(state_registry)
 
 
 class HasReferenceField(NumericalObsField):
