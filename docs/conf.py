@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.metadata import metadata
+from pathlib import Path
 from typing import Any
 
 info = metadata("epivi")
@@ -23,6 +25,9 @@ extensions = [
     "sphinx_autodoc_typehints",
     "sphinxcontrib.bibtex",
 ]
+
+# The notebooks live at the top level; Sphinx reads documents below its own folder only
+shutil.copytree(Path(__file__).parents[1] / "tutorials", Path(__file__).parent / "tutorials", dirs_exist_ok=True)
 
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]

@@ -61,13 +61,13 @@ def test_a_model_without_data_embeds_data_given_later(trained, simulated, tmp_pa
         loaded.get_latent_representation()
     with pytest.raises(ConfigError, match="load it with adata="):
         loaded.train()
+    with pytest.raises(CheckpointError, match="holds no data"):
+        loaded.save(tmp_path / "again", save_anndata=True)
     later = simulated[10:40, ::-1].copy()
     assert np.array_equal(loaded.get_latent_representation(later), trained.get_latent_representation()[10:40])
     found = loaded.get_normalized_accessibility(later, transform_batch="batch_1")
     expected = trained.get_normalized_accessibility(indices=range(10, 40), transform_batch="batch_1")
     pd.testing.assert_frame_equal(found, expected)
-    with pytest.raises(CheckpointError, match="holds no data"):
-        loaded.save(tmp_path / "again", save_anndata=True)
 
 
 def test_the_data_can_be_saved_beside_the_model(trained, tmp_path):

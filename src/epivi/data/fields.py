@@ -104,10 +104,10 @@ def open_peaks(matrix: Any, columns: np.ndarray, chunk_rows: int = 4096) -> np.n
     [1, 0]
     """
     parts = [
-        sparse.csr_matrix(matrix[start : start + chunk_rows])[:, columns]
+        sparse.csr_matrix(matrix[start : start + chunk_rows] != 0)[:, columns]
         for start in range(0, matrix.shape[0], chunk_rows)
     ]
-    return np.concatenate([np.asarray((part != 0).sum(axis=1)).ravel() for part in parts])
+    return np.concatenate([np.asarray(part.sum(axis=1)).ravel() for part in parts])
 
 
 class DepthField(NumericalObsField):

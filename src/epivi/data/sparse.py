@@ -77,11 +77,14 @@ class SparseReader:
 
     def _take(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Return a copy of the rows."""
+        inverse = None
         if self.is_backed:
             # stores on disk want increasing rows without repeats
-            unique, inverse = np.unique(rows, return_inverse=True)
-            return sparse.csr_matrix(self.matrix[unique])[inverse]
-        return sparse.csr_matrix(self.matrix[rows])
+            rows, inverse = np.unique(rows, return_inverse=True)
+        part = self.matrix[rows]
+        # scipy has no sparse form of half precision
+        part = sparse.csr_matrix(part.astype(np.float32) if part.dtype == np.float16 else part)
+        return part if inverse is None else part[inverse]
 
     def read(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Return ``x_indptr`` (b + 1), ``x_indices`` (o) and ``x_values`` (o)."""

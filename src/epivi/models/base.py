@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from epivi import _validate
 from epivi._errors import ConfigError, DataError
 from epivi.data.splits import EpochSampler
+from epivi.models.base_arguments import check_run_arguments
 from epivi.models.base_saving import SavingMixin
 from epivi.models.base_training import run_training
 from epivi.train.config import TrainingConfig
@@ -122,7 +124,7 @@ class EpiModel(SavingMixin):
         Raises
         ------
         ConfigError
-            If an argument is unknown or outside its range.
+            If an argument is unknown or outside its range, or a folder or device cannot be used.
         TrainingError
             If the loss is not finite or the GPU runs out of memory.
         CheckpointError
@@ -141,6 +143,8 @@ class EpiModel(SavingMixin):
             "early_stopping_patience": early_stopping_patience,
             "seed": seed,
         }
+        known = inspect.signature(self.train).parameters
+        check_run_arguments(run_dir, save_every_n_steps, num_workers, trainer_kwargs, known)
         config = TrainingConfig.merged({"seed": self.seed}, self._training_defaults, plan_kwargs, direct)
         self._validate_anndata(self.adata)
         run_training(
@@ -157,10 +161,12 @@ class EpiModel(SavingMixin):
     def fingerprint(self, config: TrainingConfig) -> dict[str, Any]:
         """Return what must agree for a run to be resumed: model, data and training arguments."""
         names = np.concatenate([np.asarray(self.adata.obs_names, dtype=str), np.asarray(self.feature_names, dtype=str)])
-        rows = self.adata_manager.create_torch_dataset()[np.arange(min(self.adata.n_obs, 64))]
         digest = sha256("\n".join(names).encode())
-        for key in sorted(rows):
-            digest.update(rows[key].numpy().tobytes())
+        dataset = self.adata_manager.create_torch_dataset()
+        for start in range(0, self.adata.n_obs, 4096):
+            rows = dataset[np.arange(start, min(start + 4096, self.adata.n_obs))]
+            for key in sorted(rows):
+                digest.update(rows[key].numpy().data)
         arguments = {key: getattr(config, key) for key in config.__dataclass_fields__}
         return {"model": type(self).__name__, "config": self.config.summary(), "data": digest.hexdigest()} | arguments
 

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import pandas as pd
 import torch
-from scvi.model._utils import parse_device_args
-from scvi.train import Trainer
 from torch.utils.data import DataLoader
 
-from epivi._errors import TrainingError
+from epivi._errors import ConfigError, TrainingError
 from epivi.data.splits import split_cells
-from epivi.train.keeping import RunState, WeightKeeper
+from epivi.models.base_arguments import DECISIVE, make_trainer, parse_devices
+from epivi.train.keeping import RunState, WeightKeeper, copy_weights
 from epivi.train.plan import NotFiniteLossError, TrainingPlan
 from epivi.train.schedules import Annealing
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+    from scvi.train import Trainer
 
     from epivi.data.splits import EpochSampler
     from epivi.models.base import EpiModel
@@ -123,9 +123,10 @@ def run_training(
         If the unfinished run in ``run_dir`` does not fit.
     """
     splits = split_cells(model.n_train_candidates, config.train_size, config.validation_size, config.seed)
-    accelerator, lightning_devices, device = parse_device_args(accelerator, devices, return_device="torch")
+    accelerator, lightning_devices, device = parse_devices(accelerator, devices)
     trainer_kwargs = {"enable_progress_bar": True, "use_distributed_sampler": False} | trainer_kwargs
-    validation = [part.tolist() for part in _cut(splits["validation"], config.batch_size)]
+    world_size = _world_size(lightning_devices, trainer_kwargs)
+    validation = _cut(splits["validation"], config.batch_size, world_size)
     if validation:
         trainer_kwargs.setdefault("check_val_every_n_epoch", 1)
     loaders = CellLoaders(
@@ -134,7 +135,6 @@ def run_training(
         validation,
         num_workers=num_workers,
     )
-    world_size = _world_size(lightning_devices, trainer_kwargs)
     steps = model.make_sampler(splits["train"], config, rank=0, world_size=world_size).n_batches
     annealing = Annealing(
         steps_per_epoch=steps,
@@ -152,7 +152,9 @@ def run_training(
     )
     loaders.plan = plan
     if run_dir is not None:
-        plan.run_state = RunState(run_dir, model.fingerprint(config), every_n_steps=save_every_n_steps)
+        fingerprint = model.fingerprint(config) | {"processes": world_size}
+        fingerprint |= {key: trainer_kwargs[key] for key in DECISIVE if trainer_kwargs.get(key) is not None}
+        plan.run_state = RunState(run_dir, fingerprint, every_n_steps=save_every_n_steps)
         if plan.run_state.resume(plan):
             logger.info("Resuming the run in %s at epoch %d, step %d.", run_dir, plan.epoch, plan.step)
     loaders.start_epoch = plan.epoch
@@ -160,8 +162,9 @@ def run_training(
     if plan.batch_in_epoch:
         # the first epoch is shorter: the loader is asked for anew after it
         trainer_kwargs["reload_dataloaders_every_n_epochs"] = 1
-    if plan.epoch < config.max_epochs:
-        trainer = Trainer(
+    if plan.epoch < config.max_epochs and not plan.keeper.is_exhausted:
+        trainer = make_trainer(
+            world_size,
             max_epochs=config.max_epochs - plan.epoch,
             accelerator=accelerator,
             devices=lightning_devices,
@@ -173,34 +176,47 @@ def run_training(
 
 
 def _fit(model: EpiModel, plan: TrainingPlan, trainer: Trainer, loaders: CellLoaders) -> None:
+    before = copy_weights(model.module)
     model.module.train()
     try:
         with _graceful_interrupt(plan), _without_hints():
             trainer.fit(plan, datamodule=loaders)
     except NotFiniteLossError as error:
-        kept = plan.keeper.last_good if plan.keeper is not None else None
-        if kept is not None:
-            model.module.load_state_dict(kept)
-        model.module.eval()
-        model.history_ = history(plan.records)
-        model.is_trained_ = kept is not None
+        where = _restore(model, plan, before)
         names = [str(name) for name in model.adata.obs_names[error.rows[:5]]]
-        where = f"the weights of epoch {plan.epoch - 1} are restored" if kept is not None else "no epoch was finished"
+        cells = f" The minibatch holds {len(error.rows)} cells, among them {names}." if names else ""
         message = (
-            f"{error} The minibatch holds {len(error.rows)} cells, among them {names}. Training stopped; {where}. "
+            f"{error}{cells} Training stopped; {where}. "
             "Look at these cells, lower the learning rate (plan_kwargs={'lr': ...}) or filter extreme cells and peaks."
         )
         raise TrainingError(message) from error
     except torch.cuda.OutOfMemoryError as error:
         model.module.to("cpu")
+        where = _restore(model, plan, before)
         batch_size = loaders.make_sampler(0, 1).batch_size
         message = (
-            f"The GPU ran out of memory at batch_size={batch_size}. The model is intact, on the CPU. "
+            f"The GPU ran out of memory at batch_size={batch_size}. The model is intact, on the CPU; {where}. "
             f"Train with batch_size={max(batch_size // 2, 2)}."
         )
         raise TrainingError(message) from error
+    except SystemExit as error:
+        # the trainer answers a second Ctrl-C by leaving the process
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         model.module.eval()
+
+
+def _restore(model: EpiModel, plan: TrainingPlan, before: dict[str, torch.Tensor]) -> str:
+    """Put back the weights of the last finished epoch, else those before the training; say which."""
+    kept = plan.keeper.last_good if plan.keeper is not None else None
+    model.module.load_state_dict(before if kept is None else kept)
+    model.history_ = history(plan.records)
+    model.is_trained_ = model.is_trained_ or kept is not None
+    if kept is None:
+        return "no epoch was finished, the weights from before the training are restored"
+    return f"the weights of epoch {plan.epoch - 1} are restored"
 
 
 def _finish(model: EpiModel, plan: TrainingPlan, device: torch.device, *, restore_best: bool) -> None:
@@ -266,8 +282,18 @@ def _without_hints() -> Iterator[None]:
         yield
 
 
-def _cut(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    return [indices[start : start + batch_size] for start in range(0, indices.size, batch_size)]
+def _cut(indices: np.ndarray, batch_size: int, world_size: int) -> list[list[int]]:
+    """Cut the validation cells into minibatches, at least one for each process."""
+    if not indices.size:
+        return []
+    if indices.size < world_size:
+        message = (
+            f"{indices.size} validation cells are too few for {world_size} processes. "
+            "Lower train_size, or train without validation: validation_size=0."
+        )
+        raise ConfigError(message)
+    size = min(batch_size, indices.size // world_size)
+    return [indices[start : start + size].tolist() for start in range(0, indices.size, size)]
 
 
 def _world_size(devices: int | list[int] | str, trainer_kwargs: dict[str, Any]) -> int:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from epivi._errors import CheckpointError
+from epivi._errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,37 @@ _DAY_S: Final = 86_400
 # tells this run from a dead one that had the same process id, as is usual in containers
 _RUN: Final = secrets.token_hex(4)
 _SUFFIX: Final = re.compile(r"([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-[0-9a-f]{8}\.(new|old|del)")
+
+
+def check_folder(path: Path | str, name: str) -> None:
+    """Check that a folder can be written, or made where it does not exist yet.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    name
+        How the message names the argument.
+
+    Raises
+    ------
+    ConfigError
+        If it is a file, lies below one, or may not be written.
+
+    Examples
+    --------
+    >>> check_folder(".", "run_dir")
+    """
+    if "\0" in str(path):
+        message = f"{name} {str(path)!r} is no path: it holds a null character. Choose another one."
+        raise ConfigError(message)
+    existing = next(folder for folder in (Path(path), *Path(path).absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        message = f"{name} {path}: '{existing}' is a file, not a folder. Choose another one."
+        raise ConfigError(message)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        message = f"{name} {path}: no permission to write in '{existing}'. Choose another folder."
+        raise ConfigError(message)
 
 
 def locate(target: Path) -> Path:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from epivi import _validate
 from epivi._errors import ConfigError, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MONITORS = ("reconstruction_loss_validation", "elbo_validation", "validation_loss")
 
@@ -106,7 +104,7 @@ class TrainingConfig:
         Raises
         ------
         ConfigError
-            If a source holds an unknown argument; the nearest valid name is given.
+            If a source is no mapping, or holds an unknown argument; the nearest valid name is given.
 
         Examples
         --------
@@ -116,6 +114,9 @@ class TrainingConfig:
         names = [entry.name for entry in fields(cls)]
         chosen: dict[str, Any] = {}
         for source in sources:
+            if not isinstance(source, Mapping | None):
+                message = f"Training arguments must be a dict, found {source!r} ({type(source).__name__})."
+                raise ConfigError(message)
             for key, value in (source or {}).items():
                 if key not in names:
                     message = f"Unknown training argument '{key}'. {nearest(key, names)}"

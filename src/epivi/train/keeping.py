@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from epivi._errors import CheckpointError
 from epivi.train.checkpoint import flatten_state, is_checkpoint, read_checkpoint, unflatten_state, write_checkpoint
-from epivi.train.plan import is_better
+from epivi.train.plan import is_better, weights_are_finite
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +67,11 @@ class WeightKeeper:
             self.best_weights = self.last_good
             return False
         self.waited += 1
+        return self.is_exhausted
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether training should stop, or has stopped."""
         return self.patience is not None and self.waited >= self.patience
 
     def state(self) -> dict[str, Any]:
@@ -120,7 +125,12 @@ class RunState:
             self.save(plan)
 
     def save(self, plan: TrainingPlan) -> None:
-        """Write weights, optimiser, counters, metrics and best weights; the old state stays until the new is whole."""
+        """Write weights, optimiser, counters, metrics and best weights; the old state stays until the new is whole.
+
+        Weights that are not finite are not written: the next step stops the training.
+        """
+        if not weights_are_finite(plan.module):
+            return
         state = {
             "module": plan.module.state_dict(),
             "optimizer": plan.optimizer.optimizer.state_dict(),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from scvi.module.base import BaseModuleClass, LossOutput
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from epivi.train.keeping import RunState, WeightKeeper
     from epivi.train.schedules import Annealing
@@ -75,6 +75,7 @@ class TrainingPlan(pl.LightningModule):
         self.keeper: WeightKeeper | None = None
         self.run_state: RunState | None = None
         self.is_stop_requested = False
+        self._last_rows: Tensor | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser over the trainable parameters, with the state of an interrupted run if there is one."""
@@ -119,19 +120,39 @@ class TrainingPlan(pl.LightningModule):
         output = self._forward(
             batch, kl_weight=kl_weight, deterministic=self.annealing.is_deterministic(self.step), stream=self.step
         )
-        if not torch.isfinite(output.loss):
-            raise NotFiniteLossError(self.epoch, self.step, batch.get(BATCH_ROWS))
+        is_finite = bool(torch.isfinite(output.loss))
+        self._last_rows = batch.get(BATCH_ROWS)
+        if self._is_anywhere(not is_finite):
+            raise NotFiniteLossError(self.epoch, self.step, None if is_finite else self._last_rows)
         self._add("train", output, {"kl_weight": kl_weight})
         return output.loss
+
+    def _is_anywhere(self, flag: bool) -> bool:  # noqa: FBT001
+        """Return whether a flag is set on any process: all of them stop together or not at all."""
+        if self.trainer.world_size == 1:
+            return flag
+        shared = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+        return bool(shared)
+
+    def _share_buffers(self) -> None:
+        """Give every process the statistics of the first one, those that are saved."""
+        if self.trainer.world_size > 1:
+            for buffer in self.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
         """Count the step and save the state of the run if it is due."""
         self.step += 1
         self.batch_in_epoch += 1
-        if self.is_stop_requested:
+        if self._is_anywhere(self.is_stop_requested):
             self.trainer.should_stop = True
         if self.run_state is not None and self.batch_in_epoch < self.annealing.steps_per_epoch:
             self.run_state.save_if_due(self)
+
+    def on_validation_start(self) -> None:
+        """Validate the same model on every process."""
+        self._share_buffers()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a minibatch to the validation metrics, at full KL weight and with the same noise in every epoch."""
@@ -156,13 +177,12 @@ class TrainingPlan(pl.LightningModule):
 
     def _read(self, mode: str) -> dict[str, float]:
         sums, self.sums[mode] = self.sums[mode], {}
-        if not sums:
-            return {}
         keys = sorted(sums)
-        totals = torch.stack([sums[key] for key in keys])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(totals)
-        values = dict(zip(keys, totals.tolist(), strict=True))
+        values = dict(zip(keys, torch.stack([sums[key] for key in keys]).tolist(), strict=True)) if sums else {}
+        if self.trainer.world_size > 1:
+            values = _summed(values, self.trainer.world_size)
+        if not values:
+            return {}
         n = values.pop("n")
         names = {"loss": "train_loss" if mode == "train" else "validation_loss", "kl_weight": "kl_weight"}
         return {names.get(key, f"{key}_{mode}"): value / n for key, value in values.items()}
@@ -172,6 +192,9 @@ class TrainingPlan(pl.LightningModule):
         if self.batch_in_epoch < self.annealing.steps_per_epoch:
             self.sums = {"train": {}, "validation": {}}
             return  # stopped inside the epoch
+        self._share_buffers()
+        if not weights_are_finite(self.module):
+            raise NotFiniteLossError(self.epoch, self.step - 1, self._last_rows, what="weights")
         record = {"epoch": float(self.epoch)} | self._read("train") | self._read("validation")
         self.records.append(record)
         self.log_dict({k: v for k, v in record.items() if k != "epoch"}, rank_zero_only=False, sync_dist=False)
@@ -208,12 +231,23 @@ class NotFiniteLossError(TrainingError):
         Where it happened.
     rows
         Rows of the cells of the minibatch.
+    what
+        What is not finite.
     """
 
-    def __init__(self, epoch: int, step: int, rows: Tensor | None) -> None:
-        super().__init__(f"The loss of step {step} (epoch {epoch}) is not finite.")
+    def __init__(self, epoch: int, step: int, rows: Tensor | None, *, what: str = "loss") -> None:
+        verb = "is" if what == "loss" else "are"
+        super().__init__(f"The {what} of step {step} (epoch {epoch}) {verb} not finite.")
         self.epoch, self.step = epoch, step
         self.rows: list[int] = [] if rows is None else rows.reshape(-1).tolist()
+
+
+def _summed(values: dict[str, float], world_size: int) -> dict[str, float]:
+    """Sum named values over all processes; one that has none of a name adds nothing."""
+    gathered: list[dict[str, float]] = [{}] * world_size
+    torch.distributed.all_gather_object(gathered, values)
+    keys = dict.fromkeys(key for part in gathered for key in part)
+    return {key: math.fsum(part.get(key, 0.0) for part in gathered) for key in keys}
 
 
 @contextmanager
@@ -234,6 +268,17 @@ def _mix(*numbers: int) -> int:
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
         mixed ^= mixed >> 31
     return mixed % (2**63 - 1)
+
+
+def weights_are_finite(module: nn.Module) -> bool:
+    """Whether all weights and buffers of a module are finite.
+
+    Examples
+    --------
+    >>> weights_are_finite(torch.nn.Linear(1, 1))
+    True
+    """
+    return all(bool(value.isfinite().all()) for value in module.state_dict().values())
 
 
 def is_better(value: float, best: float, min_delta: float) -> bool:

@@ -178,7 +178,13 @@ def _comparisons(
     _validate.check_categorical(adata.obs, groupby, where="adata.obs")
     values = adata.obs[groupby].astype(str).to_numpy()
     known = sorted(set(values))
-    wanted = [name for name in known if name != group2] if group1 is None else [group1] if isinstance(group1, str) else list(group1)
+    wanted = (
+        [name for name in known if name != group2]
+        if group1 is None
+        else [group1]
+        if isinstance(group1, str)
+        else list(group1)
+    )
     for name in (*wanted, *(() if group2 is None else (group2,))):
         _validate.check_choice(str(name), f"group of obs['{groupby}']", known)
     if len(known) < 2:

@@ -19,7 +19,7 @@ from epivi.models.sailer.differential import DifferentialMixin
 from epivi.models.sailer.module import SailerModule
 from epivi.models.sailer.outputs import OutputsMixin
 from epivi.models.sailer.query import QueryMixin
-from epivi.models.sailer.setup import check_atac, check_obs, chromosome_of_peak, peak_blocks
+from epivi.models.sailer.setup import check_atac, check_obs, check_transfer, chromosome_of_peak, peak_blocks
 from epivi.nn.covariates import DecoderCovariates
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
         chromosomes = None if chromosomes is None else np.asarray(chromosomes)
         self.config = self._config_cls(**_with_encoder_defaults(chosen, has_chromosomes=chromosomes is not None))
         blocks = peak_blocks(self.config.encoder, self.summary_stats.n_vars, chromosomes)
-        self.module = seeded_module(self.seed, lambda: self._build_module(blocks))
+        self.module = seeded_module(self.seed, lambda: self._build_module(blocks)).eval()
         self.get_normalized_function_name_ = "get_normalized_accessibility"
         self._model_summary_string = self._describe(len(blocks.sizes))
 
@@ -236,6 +236,7 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
             If a key is named twice.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
+        check_transfer(cls.setup_anndata, kwargs)
         check_atac(adata, where="adata", layer=layer)
         check_obs(
             adata.obs,

@@ -5,11 +5,12 @@ Legend of shapes: b cells of the batch, p peaks, o non-zeros, d latent dimension
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import nn
 from torch.distributions import Normal
 
 from epivi._keys import BATCH_DEPTH, BATCH_INDICES, BATCH_INDPTR
@@ -81,6 +82,7 @@ class SailerModule(BaseModuleClass):
         n_covariates = covariates.n_columns if config.use_covariates else 0
         self.encoder = encoder(blocks, config.hidden, config.n_latent, **options)
         self.decoder = decoder(blocks, config.hidden, config.n_latent, n_covariates, **options)
+        self.is_norm_frozen = False
         self.register_buffer("open_weight", torch.tensor(float(open_weight)))
         self.register_buffer("input_norm", torch.tensor(float(mean_open)).sqrt())
         self.register_buffer("feature_weight", torch.ones(blocks.n_peaks))
@@ -94,6 +96,18 @@ class SailerModule(BaseModuleClass):
         odds = float(self._weights()[0]) / self._weights()[1] * p / (1 - p)
         self.decoder.logits.bias[self.blocks.rank] = odds.log().to(self.decoder.logits.bias.dtype)
         self.feature_weight.copy_(torch.log1p(1.0 / p))
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
+        """Set the mode; frozen batch normalisations keep their statistics.
+
+        Statistics of the minibatch would cancel the column of a query's only batch, which is constant over its cells.
+        """
+        super().train(mode)
+        if self.is_norm_frozen:
+            for part in self.modules():
+                if isinstance(part, nn.BatchNorm1d):
+                    part.eval()
+        return self
 
     @property
     def is_released(self) -> bool:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
-from torch import nn
 
 from epivi._errors import ConfigError, DataError
 from epivi.models.base import EpiModel
@@ -133,13 +132,11 @@ def _new_columns(module: SailerModule, reference: SailerModule) -> Tensor:
     return is_new_k
 
 
-def _freeze(module: nn.Module, key: str, is_new_k: Tensor) -> None:
+def _freeze(module: SailerModule, key: str, is_new_k: Tensor) -> None:
     """Freeze everything but the new columns of one weight, and the statistics of all batch normalisations."""
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name == key)
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm1d):
-            part.momentum = 0.0
+    module.is_norm_frozen = True
     weight: Any = dict(module.named_parameters())[key]
     setattr(weight, IS_PARTLY_FROZEN, True)
     weight.register_hook(lambda grad: grad * is_new_k.to(grad))

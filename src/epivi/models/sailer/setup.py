@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from epivi import _validate
-from epivi._errors import DataError
-from epivi._keys import VAR_CHROM
+from epivi._errors import ConfigError, DataError, nearest
+from epivi._keys import VAR_CHROM, VAR_END, VAR_START
 from epivi.nn.linear import PeakBlocks
 from epivi.pp.features import peak_coordinates
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
 
 MIN_PEAKS_OF_CHROMOSOME = 32
 OTHER_CHROMOSOMES = "other"
+TRANSFER = ("source_registry", "extend_categories", "allow_missing_labels")
+
+
+def check_transfer(setup: Callable[..., None], transfer: Mapping[str, Any]) -> None:
+    """Check that what a setup got beyond its arguments is what scvi-tools hands on to transfer a setup.
+
+    Raises
+    ------
+    ConfigError
+        If it holds anything else; the nearest argument is given.
+    """
+    for key in transfer:
+        if key not in TRANSFER:
+            known = inspect.signature(setup).parameters
+            message = f"Unknown argument '{key}' of {setup.__name__}. {nearest(key, known)}"
+            raise ConfigError(message)
 
 
 def check_obs(
@@ -69,10 +86,14 @@ def chromosome_of_peak(adata: AnnData, chrom_key: str) -> np.ndarray | None:
 
     Chromosomes with fewer than 32 peaks are merged into one group called "other".
     """
-    frame = peak_coordinates(adata, chrom_key=chrom_key)
-    if frame is None:
-        return None
-    chromosomes = frame[VAR_CHROM].to_numpy().astype(str)
+    if chrom_key in adata.var and not {VAR_START, VAR_END} <= set(adata.var):
+        _validate.check_categorical(adata.var, chrom_key, where="adata.var")
+        chromosomes = adata.var[chrom_key].astype(str).to_numpy().astype(str)
+    else:
+        frame = peak_coordinates(adata, chrom_key=chrom_key)
+        if frame is None:
+            return None
+        chromosomes = frame[VAR_CHROM].to_numpy().astype(str)
     names, inverse, counts = np.unique(chromosomes, return_inverse=True, return_counts=True)
     small = counts[inverse] < MIN_PEAKS_OF_CHROMOSOME
     if small.any() and not small.all() and names.size > 1:

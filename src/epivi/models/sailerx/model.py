@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data._manager import AnnDataManagerValidationCheck
 from scvi.data.fields import (
@@ -18,14 +17,12 @@ from scvi.data.fields import (
 )
 
 from epivi import _validate
-from epivi._errors import ConfigError, DataError, nearest
+from epivi._errors import ConfigError, DataError
 from epivi._keys import (
     BATCH_ALIGN_WEIGHT,
     BATCH_DEPTH,
     BATCH_HAS_REFERENCE,
     BATCH_REFERENCE,
-    MOD_ATAC,
-    MOD_RNA,
 )
 from epivi.data.fields import (
     CategoryField,
@@ -39,7 +36,7 @@ from epivi.data.sparse import SparseDataManager, modality_rows
 from epivi.data.splits import EpochSampler, NeighborSampler, StratifiedSampler
 from epivi.models.base import check_indices
 from epivi.models.sailer.model import SAILER
-from epivi.models.sailer.setup import check_atac, check_obs, chromosome_of_peak
+from epivi.models.sailer.setup import check_atac, check_obs, check_transfer, chromosome_of_peak
 from epivi.models.sailerx.config import SailerxConfig
 from epivi.models.sailerx.module import SailerxModule
 from epivi.models.sailerx.reference import (
@@ -51,6 +48,7 @@ from epivi.models.sailerx.reference import (
     ReferenceField,
     ReferenceSource,
 )
+from epivi.models.sailerx.setup import modality_names, obs_holder
 from epivi.objectives.alignment import alignment_share
 
 if TYPE_CHECKING:
@@ -263,7 +261,8 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
             If a key or a modality is named twice or unknown.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        atac, rna = _modality_names(mdata, modalities, needs_rna=not kwargs.get("source_registry"))
+        check_transfer(cls.setup_mudata, kwargs)
+        atac, rna = modality_names(mdata, modalities, needs_rna=not kwargs.get("source_registry"))
         where = f"mdata['{atac}']"
         check_atac(mdata.mod[atac], where=where, layer=atac_layer)
         rows = modality_rows(mdata, atac)
@@ -275,7 +274,7 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
             )
             raise DataError(message)
         keys = [batch_key, labels_key, *(categorical_covariate_keys or ()), *(continuous_covariate_keys or ())]
-        mod_key = _obs_holder(mdata, atac, [key for key in keys if key is not None])
+        mod_key = obs_holder(mdata, atac, [key for key in keys if key is not None])
         check_obs(
             mdata.obs if mod_key is None else mdata.mod[mod_key].obs,
             where="mdata.obs" if mod_key is None else f"mdata['{mod_key}'].obs",
@@ -340,6 +339,7 @@ kwargs
             If no ``reference_key`` is given, or a key is named twice.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
+        check_transfer(cls.setup_anndata, kwargs)
         if reference_key is None:
             message = "SAILERX.setup_anndata needs reference_key=: the key of obsm that holds the reference embedding."
             raise ConfigError(message)
@@ -377,37 +377,6 @@ def _register(cls: Any, data: Any, fields: list, setup_method_args: dict, transf
     )
     manager.register_fields(data, **transfer)
     cls.register_manager(manager)
-
-
-def _modality_names(mdata: MuData, modalities: Mapping[str, str] | None, *, needs_rna: bool) -> tuple[str, str]:
-    """Resolve and check the names of the two modalities."""
-    if not isinstance(mdata, MuData):
-        message = f"setup_mudata takes a MuData, found {type(mdata).__name__}. For an AnnData use setup_anndata."
-        raise DataError(message)
-    names = {MOD_ATAC: MOD_ATAC, MOD_RNA: MOD_RNA}
-    for key, name in (modalities or {}).items():
-        if key not in names:
-            message = f"modalities holds the unknown entry '{key}'. {nearest(key, names)}"
-            raise ConfigError(message)
-        names[key] = name
-    if names[MOD_ATAC] == names[MOD_RNA]:
-        message = f"modalities names '{names[MOD_ATAC]}' twice: ATAC and RNA must be two modalities."
-        raise ConfigError(message)
-    for key, name in names.items():
-        if name not in mdata.mod and (key == MOD_ATAC or needs_rna):
-            message = (
-                f"The MuData has no modality '{name}' for '{key}'. {nearest(name, mdata.mod)} "
-                f"Name it with modalities={{'{key}': ...}}."
-            )
-            raise DataError(message)
-    return names[MOD_ATAC], names[MOD_RNA]
-
-
-def _obs_holder(mdata: MuData, atac: str, keys: Sequence[str]) -> str | None:
-    """Return the modality whose obs holds all keys, or ``None`` for ``mdata.obs``; ``mdata.obs`` comes first."""
-    if all(key in mdata.obs for key in keys):
-        return None
-    return atac if all(key in mdata.mod[atac].obs for key in keys) else None
 
 
 def reference_neighbors(reference: np.ndarray, has_reference: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 LOW, HIGH = "ratio_low", "ratio_high"
 QUANTILES = (0.01, 0.99)
 MIN_REFERENCED = 2
+MIN_SPAN = 1e-9
 
 
 class ReferenceSource:
@@ -84,12 +85,12 @@ class ReferenceSource:
             data.obs[OBS_RNA_DEPTH] = 1.0
             return
         holder = data if self.modality is None else data.mod[self.modality]
+        depth = self._depth(holder)
         values = self._embedding(holder)
         minimum = MIN_REFERENCED if n_dimensions is None else 0
         has = _validate.check_reference(
             values, where=f"{self.where} reference", obs_names=holder.obs_names, minimum=minimum
         )
-        depth = self._depth(holder)
         values = np.where(has[:, None], np.asarray(values, dtype=np.float32), np.float32(0.0))
         rows = None if self.modality is None else modality_rows(data, self.modality)
         if rows is not None:
@@ -100,13 +101,16 @@ class ReferenceSource:
         data.obs[OBS_HAS_REFERENCE] = has
         data.obs[OBS_RNA_DEPTH] = depth
 
-    def _embedding(self, holder: AnnData) -> np.ndarray:
+    def _embedding(self, holder: AnnData) -> Any:
+        """Return the embedding of the holder's cells as it was found, or computed principal components."""
         if self.reference_key is not None:
             _validate.check_key(holder.obsm, self.reference_key, where=f"{self.where}.obsm")
-            return np.asarray(holder.obsm[self.reference_key], dtype=np.float64)
+            return holder.obsm[self.reference_key]
         if OBSM_PCA in holder.obsm:
             logger.info("The reference embedding is %s.obsm['%s'].", self.where, OBSM_PCA)
-            return np.asarray(holder.obsm[OBSM_PCA], dtype=np.float64)
+            return holder.obsm[OBSM_PCA]
+        if self.rna_depth_key is not None:
+            self._counts(holder)  # with the RNA depth they were checked already
         logger.warning(
             "No reference embedding was given: 50 principal components of %s are computed by epivi.pp.rna_reference.",
             self.where,
@@ -123,15 +127,22 @@ class ReferenceSource:
             return holder.obs[self.rna_depth_key].to_numpy(dtype=np.float64)
         if self.modality is None:
             return np.full(holder.n_obs, np.nan)
+        row_sums = self._counts(holder)
+        if n_empty := int((row_sums == 0).sum()):
+            logger.warning("%d cells of %s have no RNA count; their RNA depth counts as 1.", n_empty, self.where)
+        return row_sums
+
+    def _counts(self, holder: AnnData) -> np.ndarray:
+        """Check the RNA counts and return their sum in each cell."""
+        if self.layer is not None:
+            _validate.check_key(holder.layers, self.layer, where=f"{self.where}.layers")
         matrix = holder.X if self.layer is None else holder.layers[self.layer]
         name = f"{self.where}.X" if self.layer is None else f"{self.where}.layers['{self.layer}']"
         if matrix is None or holder.n_vars == 0:
             message = f"{name} holds no counts: name the RNA depth of the cells with rna_depth_key=."
             raise DataError(message)
-        others = {key: holder.layers[key] for key in holder.layers if key not in (None, self.layer)}
+        others = {key: holder.layers[key] for key in holder.layers if key != self.layer}
         summary = _validate.check_counts(matrix, where=name, obs_names=holder.obs_names, alternatives=others)
-        if n_empty := int((summary.row_sums == 0).sum()):
-            logger.warning("%d cells of %s have no RNA count; their RNA depth counts as 1.", n_empty, self.where)
         return np.asarray(summary.row_sums, dtype=np.float64)
 
     def log_ratio(self, data: AnnData | MuData) -> np.ndarray:
@@ -223,7 +234,7 @@ def min_max(values: np.ndarray, low: float, high: float) -> np.ndarray:
     >>> min_max(np.array([0.0, 1.0, 4.0]), 0.0, 2.0).tolist()
     [0.0, 0.5, 1.0]
     """
-    if not high > low:
+    if not high - low > MIN_SPAN:  # below it lies rounding alone
         return np.ones_like(values)
     return np.clip((values - low) / (high - low), 0.0, 1.0)
 

@@ -1,0 +1,95 @@
+"""What SAILERX asks of a MuData: which modality is which, and which table holds the columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mudata import MuData
+
+from epivi._errors import ConfigError, DataError, nearest
+from epivi._keys import MOD_ATAC, MOD_RNA
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def modality_names(mdata: Any, modalities: Mapping[str, str] | None, *, needs_rna: bool) -> tuple[str, str]:
+    """Resolve and check the names of the two modalities.
+
+    Parameters
+    ----------
+    mdata
+        The user's object.
+    modalities
+        Names by ``"atac"`` and ``"rna"``, the same by default.
+    needs_rna
+        Whether the RNA must be there; a query may come without.
+
+    Raises
+    ------
+    DataError
+        If the object is no MuData, or lacks a modality.
+    ConfigError
+        If ``modalities`` is no dict, holds an unknown entry, or names one modality twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> mdata = MuData({"peaks": AnnData(np.ones((2, 1))), "rna": AnnData(np.ones((2, 3)))})
+    >>> modality_names(mdata, {"atac": "peaks"}, needs_rna=True)
+    ('peaks', 'rna')
+    """
+    if not isinstance(mdata, MuData):
+        message = f"setup_mudata takes a MuData, found {type(mdata).__name__}. For an AnnData use setup_anndata."
+        raise DataError(message)
+    if not isinstance(modalities, Mapping | None):
+        message = (
+            f"modalities must be a dict such as {{'atac': ..., 'rna': ...}}, found {modalities!r} "
+            f"({type(modalities).__name__})."
+        )
+        raise ConfigError(message)
+    names = {MOD_ATAC: MOD_ATAC, MOD_RNA: MOD_RNA}
+    for key, name in (modalities or {}).items():
+        if key not in names:
+            message = f"modalities holds the unknown entry '{key}'. {nearest(key, names)}"
+            raise ConfigError(message)
+        names[key] = name
+    if names[MOD_ATAC] == names[MOD_RNA]:
+        message = f"modalities names '{names[MOD_ATAC]}' twice: ATAC and RNA must be two modalities."
+        raise ConfigError(message)
+    for key, name in names.items():
+        if name not in mdata.mod and (key == MOD_ATAC or needs_rna):
+            message = (
+                f"The MuData has no modality '{name}' for '{key}'. {nearest(name, mdata.mod)} "
+                f"Name it with modalities={{'{key}': ...}}."
+            )
+            raise DataError(message)
+    return names[MOD_ATAC], names[MOD_RNA]
+
+
+def obs_holder(mdata: MuData, atac: str, keys: Sequence[str]) -> str | None:
+    """Return the modality whose obs holds all keys, or ``None`` for ``mdata.obs``; ``mdata.obs`` comes first.
+
+    Parameters
+    ----------
+    mdata
+        MuData.
+    atac
+        Name of the ATAC modality.
+    keys
+        Names of columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> mdata = MuData({"peaks": AnnData(np.ones((2, 1)))})
+    >>> mdata.mod["peaks"].obs["batch"] = "a"
+    >>> obs_holder(mdata, "peaks", ["batch"])
+    'peaks'
+    """
+    if all(key in mdata.obs for key in keys):
+        return None
+    return atac if all(key in mdata.mod[atac].obs for key in keys) else None
