@@ -36,6 +36,7 @@ MULTIOMES = {
 ACCESSIBILITY = {"preissl2018_forebrain_atac": "cell_type"}
 HELD_OUT = 0.2
 QUIET = {"enable_progress_bar": False}
+DEEP = {"max_epochs": 100}
 
 
 def scores(values: np.ndarray, labels: np.ndarray, depth: np.ndarray) -> dict[str, float]:
@@ -169,11 +170,15 @@ class Multiome:
             "LSI of ATAC": self.lsi,
             "PCA of RNA (reference)": self.rna,
             "MULTIVI, 40 epochs": self.multivi,
-            "SAILER, ATAC alone": self.sailer,
-            "SAILERX": self.sailerx,
-            "SAILERX, published weight 0.457": lambda seed: self.sailerx(seed, align_weight=0.457),
-            "SAILERX, neighbour minibatches": lambda seed: self.sailerx(seed, sampler="neighbors"),
-            "SAILERX, fused posterior": lambda seed: self.sailerx(seed, fuse_reference=True),
+            "SAILER, ATAC alone": lambda seed: self.sailer(seed, encoder="auto"),
+            "SAILERX": lambda seed: self.sailerx(seed, encoder="auto"),
+            "SAILERX, weight 4.57": lambda seed: self.sailerx(seed, encoder="auto", align_weight=4.57),
+            "SAILERX, neighbour minibatches": lambda seed: self.sailerx(seed, encoder="auto", sampler="neighbors"),
+            "SAILERX, fused posterior": lambda seed: self.sailerx(seed, encoder="auto", fuse_reference=True),
+            "SAILERX, chromosome encoder, published weight": lambda seed: self.sailerx(seed, train=DEEP),
+            "SAILERX, chromosome encoder, weight 45.7": lambda seed: self.sailerx(
+                seed, align_weight=45.7, train=DEEP
+            ),
         }
 
 
@@ -222,7 +227,7 @@ class Accessibility:
             "LSI, 10 components": self.lsi,
             "LSI, 30 components": lambda seed: self.lsi(seed, 30),
             "PEAKVI, 200 epochs": self.peakvi,
-            "SAILER, default for few cells": self.sailer,
+            "SAILER, encoder auto (linear)": lambda seed: self.sailer(seed, encoder="auto"),
             "SAILER, dense (thesis)": lambda seed: self.sailer(seed, encoder="dense"),
         }
 

@@ -32,8 +32,6 @@ import numpy as np
 from _common import EXIT_FAILED, QUIET, at_least, at_most, claims_table, markdown_table, parse, say, spread, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from anndata import AnnData
 
 BATCH_SIZE = 128
@@ -109,9 +107,7 @@ def train(model: Any, warm_up: int, steps: int) -> dict[str, float]:
     per_epoch = model.adata.n_obs // BATCH_SIZE
     options = {"train_size": 1.0, "early_stopping": False, "accelerator": "cpu", "devices": 1, "callbacks": [clock]}
     total = warm_up + steps
-    model.train(
-        max_epochs=-(-total // per_epoch) + 1, max_steps=total, batch_size=BATCH_SIZE, **QUIET | options
-    )
+    model.train(max_epochs=-(-total // per_epoch) + 1, max_steps=total, batch_size=BATCH_SIZE, **QUIET | options)
     if len(clock.times) != 2:
         message = f"{type(model).__name__} ran {clock.done} steps where {total} were asked for."
         raise RuntimeError(message)
@@ -247,9 +243,7 @@ def main() -> int:
     }
     say(", ".join(f"{key} {value:,.2f}" for key, value in shape.items()))
     records, parameters = measure_speed(adata, chosen.rounds, chosen.warm_up, chosen.steps)
-    median = {
-        key: float(np.median([record[key] for record in records])) for key in ("ratio_wall", "ratio_cpu")
-    }
+    median = {key: float(np.median([record[key] for record in records])) for key in ("ratio_wall", "ratio_cpu")}
     claims = [
         at_least("training steps per second, SAILER / PEAKVI, median of rounds", [median["ratio_wall"]], SPEED_GOAL),
         at_most(
@@ -260,15 +254,14 @@ def main() -> int:
     ]
     rows = []
     for name in MODELS:
-        milliseconds: Callable[[str], list[float]] = lambda clock, name=name: [1e3 * r[name][clock] for r in records]
-        wall = milliseconds("wall")
+        wall, cpu = ([1e3 * record[name][clock] for record in records] for clock in ("wall", "cpu"))
         rows.append(
             [
                 name,
                 f"{parameters[name]:,}",
                 f"{np.median(wall):.1f}",
                 f"{min(wall):.1f} to {max(wall):.1f}",
-                f"{np.median(milliseconds('cpu')):.1f}",
+                f"{np.median(cpu):.1f}",
                 f"{1e3 / np.median(wall):.2f}",
                 f"{memory[name]['peak']:,.0f}",
                 f"{memory[name]['set_up_peak']:,.0f}",
@@ -276,20 +269,26 @@ def main() -> int:
         )
     header = ["model", "parameters", "ms a step", "range", "processor ms", "steps a second", "peak MiB", "set-up MiB"]
     ratios = [[f"{r['round']}", f"{r['ratio_wall']:.2f}", f"{r['ratio_cpu']:.2f}"] for r in records]
+    described = (
+        f"{adata.n_obs:,} cells x {adata.n_vars:,} peaks (CSR), {shape['open peaks a cell']:,.0f} open peaks a cell; "
+        f"batch size {BATCH_SIZE}, float32, {chosen.rounds} paired rounds of {chosen.steps} steps in one process; "
+        "memory above the data, each model in its own process.\n"
+    )
+    summed_up = (
+        f"Ratio: median {median['ratio_wall']:.2f}, {spread([r['ratio_wall'] for r in records], 2)} (processor time "
+        f"{median['ratio_cpu']:.2f}). {time.perf_counter() - start:.0f} s in all."
+    )
     parts = [
         "# Speed and memory of SAILER against PEAKVI\n",
         *(["*Quick form: small data, the figures are no evidence.*\n"] if chosen.quick else []),
-        f"{shape['cells']:,} cells x {shape['peaks']:,} peaks (CSR), {shape['open peaks a cell']:,.0f} open peaks a cell, "
-        f"batch size {BATCH_SIZE}, float32, {chosen.rounds} paired rounds of {chosen.steps} steps in one process; "
-        "memory above the data, each model in its own process.\n",
+        described,
         claims_table(claims),
         "",
         markdown_table(header, rows),
         "",
         markdown_table(["round", "ratio of wall-clock time", "ratio of processor time"], ratios),
         "",
-        f"Ratio: median {median['ratio_wall']:.2f}, {spread([r['ratio_wall'] for r in records], 2)} (processor time "
-        f"{median['ratio_cpu']:.2f}). {time.perf_counter() - start:.0f} s in all.",
+        summed_up,
     ]
     result = {
         "quick": chosen.quick,

@@ -1,6 +1,7 @@
 """The command line: ``epivi demo``, ``epivi fit`` and ``epivi doctor``.
 
-Bad arguments and broken files end with exit code 2 and one line; nothing is written then.
+Bad arguments and broken files end with exit code 2 and one line; nothing is written then. A training that fails ends
+with exit code 3, one that is interrupted with 130.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import platform
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from epivi._errors import ConfigError, DataError, EpiviError, TrainingError
 from epivi._keys import MOD_ATAC, MOD_RNA, OBSM_LSI, OBSM_PCA, OBSM_SAILERX
+from epivi.train._atomic import check_folder
+from epivi.train.config import TrainingConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     import pandas as pd
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 
 LABELS = ("cell_type", "celltype", "label", "time_h")
 BATCHES = ("batch", "sample", "library")
+# fewer cells have too few neighbours to be judged
+MIN_CELLS = 20
 DEMO_CELLS = (350, 300, 250, 150, 50)
 PACKAGES = ("epivi", "torch", "scvi-tools", "anndata", "mudata", "scanpy", "muon", "scib-metrics", "numba", "numpy")
 
@@ -42,7 +48,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, or 2 with one line on the error stream.
+    """Run the command line and return its exit code.
+
+    0; or, with one line on the error stream, 2 for bad arguments and files, 3 for a training that failed, and 130 for
+    one that was interrupted.
 
     Parameters
     ----------
@@ -56,15 +65,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         chosen = _parser().parse_args(arguments)
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        logging.getLogger("epivi").setLevel(logging.INFO)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*(deprecated|inplace keyword).*")
-        chosen.run(chosen)
+        with _console():
+            chosen.run(chosen)
     except (EpiviError, OSError) as error:
-        print(f"epivi: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 3 if isinstance(error, TrainingError) else 2
+        return _say(f"epivi: error: {error}", 3 if isinstance(error, TrainingError) else 2)
+    except KeyboardInterrupt as error:
+        return _say(f"epivi: interrupted. {error}", 130)
     return 0
+
+
+def _say(message: str, code: int) -> int:
+    """Write one line to the error stream and return the exit code."""
+    print(" ".join(message.split()), file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _console() -> Iterator[None]:
+    """Show what epivi logs, hide deprecations of other packages, and leave both as they were."""
+    logger, handler = logging.getLogger("epivi"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*(deprecated|inplace keyword).*")
+            yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,10 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("model", choices=["sailer", "sailerx"])
     fit.add_argument("file", type=Path, help=".h5ad (sailer) or .h5mu (sailerx, or sailer with --atac)")
     fit.add_argument("--out", type=Path, required=True, help="folder of the run, the model and the latent")
-    for name in ("layer", "batch-key", "labels-key", "atac", "rna", "reference-key", "encoder"):
+    for name in ("layer", "batch-key", "labels-key", "atac", "rna", "reference-key"):
         fit.add_argument(f"--{name}")
     for name in ("n-latent", "max-epochs", "batch-size", "save-every-n-steps"):
         fit.add_argument(f"--{name}", type=int)
+    fit.add_argument("--encoder", default="auto", help="chromosome, dense, linear or auto")
     fit.add_argument("--lr", type=float)
     fit.add_argument("--seed", type=int, default=0)
     fit.add_argument("--accelerator", default="auto")
@@ -99,17 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="print versions, devices and extras")
     doctor.set_defaults(run=_doctor)
     return parser
-
-
-def _check_out(out: Path) -> None:
-    """Refuse an output folder that is a file or lies below one."""
-    existing = next(path for path in (out, *out.resolve().parents) if path.exists())
-    if not existing.is_dir():
-        message = f"--out {out}: '{existing}' is a file, not a folder."
-        raise ConfigError(message)
-    if not os.access(existing, os.W_OK):
-        message = f"--out {out}: no permission to write in '{existing}'."
-        raise ConfigError(message)
 
 
 def read(path: Path) -> Any:
@@ -161,7 +182,8 @@ def _column(mdata: MuData, wanted: str | None, usual: tuple[str, ...], flag: str
 
 def _demo(chosen: argparse.Namespace) -> None:
     """Train SAILERX, compare it with LSI of ATAC and PCA of RNA, write data, table and picture."""
-    _check_out(chosen.out)
+    check_folder(chosen.out, "--out")
+    TrainingConfig.merged({"max_epochs": chosen.max_epochs, "seed": chosen.seed})
     import epivi
     from epivi.simulate import multiome
 
@@ -182,6 +204,13 @@ def _demo(chosen: argparse.Namespace) -> None:
             f"No column of cell types was found in mdata.obs {list(mdata.obs.columns)}: name it with --labels-key."
         )
         raise ConfigError(message)
+    n_types, n_rna = mdata.obs[labels_key].nunique(), mdata.mod[rna].n_obs
+    if n_types < 2 or n_rna < MIN_CELLS:
+        message = (
+            f"The demo needs two cell types and {MIN_CELLS} cells with RNA: mdata.obs['{labels_key}'] has {n_types} "
+            f"types, mdata['{rna}'] has {n_rna} cells."
+        )
+        raise DataError(message)
 
     if OBSM_PCA not in mdata.mod[rna].obsm:
         epivi.pp.rna_reference(mdata.mod[rna], seed=chosen.seed)
@@ -189,7 +218,7 @@ def _demo(chosen: argparse.Namespace) -> None:
     epivi.SAILERX.setup_mudata(
         mdata, modalities={"atac": atac, "rna": rna}, reference_key=OBSM_PCA, batch_key=batch_key, labels_key=labels_key
     )
-    model = epivi.SAILERX(mdata, seed=chosen.seed)
+    model = epivi.SAILERX(mdata, encoder="auto", seed=chosen.seed)
     print(f"Training SAILERX on {mdata.n_obs} cells and {mdata.mod[atac].n_vars} peaks ...", flush=True)
     start = time.perf_counter()
     model.train(max_epochs=chosen.max_epochs)
@@ -236,8 +265,8 @@ def demo_table(model: SAILER, mdata: MuData, atac: str, rna: str, labels_key: st
         "PCA of RNA": (part(rna, rows_rna, with_rna, OBSM_PCA), with_rna),
         "SAILERX": (np.asarray(mdata.obsm[OBSM_SAILERX]), everyone),
     }
-    if with_rna.size < everyone.size:
-        hidden = np.setdiff1d(everyone, with_rna)
+    hidden = np.setdiff1d(everyone, with_rna)
+    if min(hidden.size, with_rna.size) >= MIN_CELLS:
         embeddings["SAILERX, cells with RNA"] = (mdata.obsm[OBSM_SAILERX][with_rna], with_rna)
         embeddings["SAILERX, cells without RNA"] = (mdata.obsm[OBSM_SAILERX][hidden], hidden)
     table = {}
@@ -257,17 +286,15 @@ def demo_table(model: SAILER, mdata: MuData, atac: str, rna: str, labels_key: st
 
 def _write_demo(out: Path, mdata: MuData, table: pd.DataFrame, labels_key: str) -> None:
     """Write data, table and picture, each whole or not at all."""
-    import matplotlib as mpl
     import scanpy as sc
     from anndata import AnnData
+    from matplotlib.figure import Figure
 
     from epivi.pl import embedding
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     latents = {"LSI of ATAC": mdata.mod, "SAILERX": None}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, name in zip(axes, latents, strict=True):
         if name == "SAILERX":
             values = mdata.obsm[OBSM_SAILERX]
@@ -285,7 +312,6 @@ def _write_demo(out: Path, mdata: MuData, table: pd.DataFrame, labels_key: str) 
             axis.get_legend().remove()
     out.mkdir(parents=True, exist_ok=True)
     _replace(out / "umap.png", lambda path: figure.savefig(path, dpi=120))
-    plt.close(figure)
     _replace(out / "metrics.csv", table.to_csv)
     header = "| | " + " | ".join(table.columns) + " |\n|" + "---|" * (table.shape[1] + 1) + "\n"
     rows = "".join(
@@ -308,17 +334,23 @@ def _replace(path: Path, write: Any) -> None:
 
 def _fit(chosen: argparse.Namespace) -> None:
     """Train a model from a file, resuming an unfinished run of the same folder."""
-    _check_out(chosen.out)
+    check_folder(chosen.out, "--out")
+    init = {key: getattr(chosen, key) for key in ("encoder", "n_latent") if getattr(chosen, key) is not None}
+    keys = {key: getattr(chosen, key) for key in ("batch_key", "labels_key")}
+    training = {key: getattr(chosen, key) for key in ("max_epochs", "batch_size", "lr", "save_every_n_steps")}
+    _check_fit(chosen, init, training)
     import epivi
     from epivi.train.checkpoint import is_checkpoint
 
-    data = read(chosen.file)
-    if is_checkpoint(chosen.out / "model"):
-        print(f"{chosen.out / 'model'} is finished; choose another --out to train anew.")
-        return
-    init = {key: getattr(chosen, key) for key in ("encoder", "n_latent") if getattr(chosen, key) is not None}
-    keys = {key: getattr(chosen, key) for key in ("batch_key", "labels_key")}
     kind: type[SAILER]
+    data = read(chosen.file)
+    target = chosen.out / "model"
+    if is_checkpoint(target):
+        print(f"{target} is finished; choose another --out to train anew.")
+        return
+    if target.exists():
+        message = f"{target} exists and is no model of epivi. Move it, or choose another --out."
+        raise ConfigError(message)
     if chosen.model == "sailer":
         if hasattr(data, "mod"):
             data = data.mod[_modality(data, chosen.atac, MOD_ATAC, "--atac")].copy()
@@ -334,17 +366,30 @@ def _fit(chosen: argparse.Namespace) -> None:
         kind.setup_mudata(data, modalities=names, atac_layer=chosen.layer, reference_key=chosen.reference_key, **keys)
     model = kind(data, seed=chosen.seed, **init)
     model.train(
-        max_epochs=chosen.max_epochs,
-        batch_size=chosen.batch_size,
-        lr=chosen.lr,
+        **training,
         run_dir=chosen.out / "run",
-        save_every_n_steps=chosen.save_every_n_steps,
         accelerator=chosen.accelerator,
         enable_progress_bar=chosen.progress,
         **_distributed(),
     )
+    if model.is_interrupted_:
+        message = f"The run is kept in {chosen.out / 'run'}: the same command goes on with it."
+        raise KeyboardInterrupt(message)
     if int(os.environ.get("RANK", "0")) == 0:
         _write_fit(chosen.out, model, data)
+
+
+def _check_fit(chosen: argparse.Namespace, init: dict[str, Any], training: dict[str, Any]) -> None:
+    """Check what can be checked before a file of many gigabytes is read."""
+    from epivi.models.base_arguments import check_run_arguments, parse_devices
+    from epivi.models.sailer.config import SailerConfig
+
+    SailerConfig(**init)
+    steps = training["save_every_n_steps"]
+    others = {key: value for key, value in training.items() if key != "save_every_n_steps"}
+    TrainingConfig.merged({"seed": chosen.seed}, others)
+    check_run_arguments(chosen.out, steps, 0, {}, ())
+    parse_devices(chosen.accelerator, "auto")
 
 
 def _distributed() -> dict[str, Any]:

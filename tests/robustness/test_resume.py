@@ -99,33 +99,43 @@ def check_same(found, expected, same_weights):
 
 
 # 36 training cells in minibatches of 8 (the last of 4): 5 steps an epoch
-POINTS = {
-    "at the end of an epoch": {"kill_at": 10},
-    "in the first epoch": {"kill_at": 3},
-    "before the last step": {"kill_at": 24},
-    "in validation": {"kill_at": 10, "kill_in": "validation"},
-    "between the two renames of a save": {"kill_at": 12, "kill_in": "save"},
-}
+POINTS = [
+    {"kill_at": 10},  # at the end of an epoch
+    {"kill_at": 3},
+    {"kill_at": 24},  # before the last step
+    {"kill_at": 10, "kill_in": "validation"},
+    {"kill_at": 12, "kill_in": "save"},  # between the two renames
+]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_run_ends_as_one_that_was_not(kind, run, same_weights, one_thread, tmp_path):
-    code, expected = run("whole", kind=kind, save_every_n_steps=1)
-    assert code == 0, expected
-    code, plain = run("plain", kind=kind, run_dir=str(tmp_path / "unused"))
-    check_same(plain, expected, same_weights)
-    for place, point in POINTS.items():
-        code, text = run(place, kind=kind, save_every_n_steps=1, **point)
-        assert code == -signal.SIGKILL, (place, text)
-        code, found = run(place, kind=kind, save_every_n_steps=1)
-        assert code == 0, (place, found)
-        check_same(found, expected, same_weights)
-    # killed twice, saving at the end of epochs only
-    for step in (4, 13):
-        code, text = run("twice", kind=kind, kill_at=step)
-        assert code == -signal.SIGKILL, text
-    code, found = run("twice", kind=kind)
-    check_same(found, expected, same_weights)
+@pytest.fixture
+def killed(run, same_weights, one_thread):
+    """Kill a run at some points, let it end, and compare it with one that was not killed."""
+
+    def check(kind, points, **keywords):
+        code, expected = run("whole", kind=kind)
+        assert code == 0, expected
+        for i, point in enumerate(points):
+            for part in point if isinstance(point, tuple) else (point,):
+                code, text = run(f"killed{i}", kind=kind, **keywords, **part)
+                assert code == -signal.SIGKILL, text
+            code, found = run(f"killed{i}", kind=kind, **keywords)
+            assert code == 0, found
+            check_same(found, expected, same_weights)
+
+    return check
+
+
+def test_a_killed_run_ends_as_one_that_was_not(killed):
+    killed("SAILER", POINTS, save_every_n_steps=1)
+
+
+def test_a_killed_run_of_a_multiome_ends_as_one_that_was_not(killed):
+    killed("SAILERX", [{"kill_at": 13}], save_every_n_steps=1)
+
+
+def test_without_saves_inside_epochs_the_last_epoch_is_trained_anew(killed):
+    killed("SAILERX", [({"kill_at": 4}, {"kill_at": 13})])
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 INDEXER = "feature_indexer"
 DENSITY = "density"
+OPEN_PER_PEAK = "open_per_peak"
 CHROMOSOMES = "chromosomes"
 MEAN, SD = "mean", "sd"
 
@@ -78,7 +79,8 @@ class PeaksField(LayerField):
         state = super().register_field(adata)
         adata.obs[OBS_N_OPEN] = summary.n_open.astype(np.float64)
         density = summary.nnz / (adata.n_obs * adata.n_vars)
-        return state | {DENSITY: density, CHROMOSOMES: self.chromosomes, INDEXER: None}
+        more = {DENSITY: density, OPEN_PER_PEAK: summary.nnz / adata.n_vars}
+        return state | more | {CHROMOSOMES: self.chromosomes, INDEXER: None}
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict:  # noqa: ARG002
         """Match the peaks of another object by name: permuted ones are reordered, missing ones are an error."""
@@ -91,7 +93,8 @@ class PeaksField(LayerField):
             if indexer.size < adata_target.n_vars:
                 n_open = open_peaks(self.get_field_data(adata_target), indexer)
         adata_target.obs[OBS_N_OPEN] = n_open.astype(np.float64)
-        kept = {key: state_registry[key] for key in (self.N_VARS_KEY, self.COLUMN_NAMES_KEY, DENSITY, CHROMOSOMES)}
+        keys = (self.N_VARS_KEY, self.COLUMN_NAMES_KEY, DENSITY, OPEN_PER_PEAK, CHROMOSOMES)
+        kept = {key: state_registry[key] for key in keys}
         return kept | {self.N_OBS_KEY: adata_target.n_obs, INDEXER: indexer}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 class EpiModel(SavingMixin):
     """Base of all models of epivi: a :class:`scvi.model.base.BaseModelClass` that trains, saves and resumes exactly.
 
-    Subclasses set ``_training_defaults``, build ``self.module`` and ``self.config``, and implement ``setup_*``.
+    Subclasses build ``self.module`` and ``self.config``, and implement ``setup_*``.
     """
 
-    _training_defaults: ClassVar[Mapping[str, Any]] = {}
     seed: int
     module: Any
     config: Any
     trainer: Any
     init_arguments: dict[str, Any]
+    is_interrupted_: bool = False
 
     def __init__(self, adata: AnnData | MuData | None = None, registry: dict | None = None) -> None:
         if adata is None and registry is None:
@@ -145,7 +145,7 @@ class EpiModel(SavingMixin):
         }
         known = inspect.signature(self.train).parameters
         check_run_arguments(run_dir, save_every_n_steps, num_workers, trainer_kwargs, known)
-        config = TrainingConfig.merged({"seed": self.seed}, self._training_defaults, plan_kwargs, direct)
+        config = TrainingConfig.merged({"seed": self.seed}, self.config.training_defaults, plan_kwargs, direct)
         self._validate_anndata(self.adata)
         run_training(
             self,
@@ -168,7 +168,8 @@ class EpiModel(SavingMixin):
             for key in sorted(rows):
                 digest.update(rows[key].numpy().data)
         arguments = {key: getattr(config, key) for key in config.__dataclass_fields__}
-        return {"model": type(self).__name__, "config": self.config.summary(), "data": digest.hexdigest()} | arguments
+        model = {"model": type(self).__name__, "model_seed": self.seed, "config": self.config.summary()}
+        return model | {"data": digest.hexdigest()} | arguments
 
     @property
     def feature_names(self) -> np.ndarray:  # type: ignore[override]

@@ -231,6 +231,7 @@ def _finish(model: EpiModel, plan: TrainingPlan, device: torch.device, *, restor
     model.history_ = history(plan.records)
     model.module.eval()
     model.is_trained_ = True
+    model.is_interrupted_ = plan.is_stop_requested
     model.to_device(device)
 
 

@@ -79,7 +79,7 @@ def test_wrong_modalities_are_named(mdata, modalities, error, message):
 
 
 def test_data_of_the_other_kind_are_refused_with_the_remedy(mdata):
-    with pytest.raises(DataError, match="found AnnData. For an AnnData use setup_anndata"):
+    with pytest.raises(DataError, match=r"found AnnData\. For an AnnData use setup_anndata"):
         epivi.SAILERX.setup_mudata(mdata["atac"].copy())
     with pytest.raises(ConfigError, match="needs reference_key="):
         epivi.SAILERX.setup_anndata(mdata["atac"].copy())
@@ -200,7 +200,7 @@ def test_another_width_of_the_reference_is_refused_where_it_is_fused_and_taken_e
     narrow = simulated_multiome.copy()
     narrow["rna"].obsm["X_pca"] = narrow["rna"].obsm["X_pca"][:, :4]
     fused = fit(make_x(fuse_reference=True), 1)
-    with pytest.raises(DataError, match="has 4 dimensions.*with 6"):
+    with pytest.raises(DataError, match=r"has 4 dimensions.*with 6"):
         fused.get_latent_representation(narrow)
     plain = fit(make_x(simulated_multiome.copy()), 1)
     np.testing.assert_array_equal(plain.get_latent_representation(narrow.copy()), plain.get_latent_representation())

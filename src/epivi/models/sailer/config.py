@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from epivi import _validate
 from epivi._errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ENCODERS = ("chromosome", "dense", "linear")
 PRESETS = ("epivi", "released_code")
 BOUNDS = ("pairwise", "mixture", "none")
 TRANSFORMS = ("binary", "tfidf")
 OPEN_WEIGHT_CAP = 30.0
+# a deep network holds 2 x 64 weights a peak; with fewer open entries a peak they cannot be fit
+LINEAR_BELOW = 128.0
+LINEAR_DEFAULTS = {"input_transform": "tfidf", "input_dropout_rate": 0.5, "open_weight": 1.0}
 HIDDEN = {"chromosome": (64, 32), "dense": (1000, 100), "linear": (1000, 100)}
 
 
@@ -44,6 +50,41 @@ class SailerConfig:
     batch_norm_momentum: float = 0.1
     batch_norm_eps: float = 1e-5
     use_covariates: bool = True
+
+    @classmethod
+    def chosen(cls, arguments: Mapping[str, Any], *, has_chromosomes: bool, open_per_peak: float) -> Self:
+        """Return the configuration of a constructor's arguments, open choices filled by what suits data and encoder.
+
+        Parameters
+        ----------
+        arguments
+            Choices by name; ``None`` leaves a choice open.
+        has_chromosomes
+            Whether peaks carry chromosomes.
+        open_per_peak
+            Cells in which a peak is open, on average.
+
+        Examples
+        --------
+        >>> SailerConfig.chosen({"encoder": "auto"}, has_chromosomes=True, open_per_peak=21.0).encoder
+        'linear'
+        """
+        filled = {key: value for key, value in arguments.items() if value is not None}
+        deep = "chromosome" if has_chromosomes else "dense"
+        encoder = filled.get("encoder", deep)
+        if encoder == "auto":
+            encoder = "linear" if open_per_peak < LINEAR_BELOW else deep
+        return cls(**cls.encoder_defaults(encoder) | filled | {"encoder": encoder})
+
+    @staticmethod
+    def encoder_defaults(encoder: str) -> dict[str, Any]:
+        """Return the defaults of an encoder that differ from those of the class."""
+        return dict(LINEAR_DEFAULTS) if encoder == "linear" else {}
+
+    @property
+    def training_defaults(self) -> dict[str, Any]:
+        """Defaults of the training that suit the network."""
+        return {"lr": 3e-3, "max_epochs": 110} if self.encoder == "linear" else {}
 
     def __post_init__(self) -> None:
         _validate.check_choice(self.encoder, "encoder", ENCODERS)

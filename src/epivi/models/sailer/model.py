@@ -11,10 +11,10 @@ from scvi import REGISTRY_KEYS
 from scvi.data.fields import CategoricalJointObsField, NumericalJointObsField
 
 from epivi._keys import BATCH_DEPTH
-from epivi.data.fields import CHROMOSOMES, DENSITY, MEAN, SD, CategoryField, DepthField, PeaksField
+from epivi.data.fields import CHROMOSOMES, DENSITY, MEAN, OPEN_PER_PEAK, SD, CategoryField, DepthField, PeaksField
 from epivi.data.sparse import SparseDataManager
 from epivi.models.base import EpiModel, model_seed, seeded_module
-from epivi.models.sailer.config import SailerConfig
+from epivi.models.sailer.config import LINEAR_BELOW, SailerConfig
 from epivi.models.sailer.differential import DifferentialMixin
 from epivi.models.sailer.module import SailerModule
 from epivi.models.sailer.outputs import OutputsMixin
@@ -133,16 +133,32 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
     def _start(self, adata: AnnData | None, registry: dict | None, chosen: dict[str, Any], seed: int | None) -> None:
         """Build the model from the constructor's arguments."""
         self.init_arguments = chosen | {"seed": seed}
-        self._config_cls(**_with_encoder_defaults(chosen, has_chromosomes=True))  # refuse bad arguments at once
+        self._config_cls.chosen(chosen, has_chromosomes=True, open_per_peak=0.0)  # refuse bad arguments at once
         super().__init__(adata, registry)
         self.seed = self.init_arguments["seed"] = model_seed(seed)
-        chromosomes = self._field_state(REGISTRY_KEYS.X_KEY).get(CHROMOSOMES)
+        x_state = self._field_state(REGISTRY_KEYS.X_KEY)
+        chromosomes = x_state.get(CHROMOSOMES)
         chromosomes = None if chromosomes is None else np.asarray(chromosomes)
-        self.config = self._config_cls(**_with_encoder_defaults(chosen, has_chromosomes=chromosomes is not None))
+        self.config = self._config_cls.chosen(
+            chosen, has_chromosomes=chromosomes is not None, open_per_peak=x_state[OPEN_PER_PEAK]
+        )
+        self._hint_at_few_cells(chosen["encoder"], x_state[OPEN_PER_PEAK])
         blocks = peak_blocks(self.config.encoder, self.summary_stats.n_vars, chromosomes)
         self.module = seeded_module(self.seed, lambda: self._build_module(blocks)).eval()
         self.get_normalized_function_name_ = "get_normalized_accessibility"
         self._model_summary_string = self._describe(len(blocks.sizes))
+
+    def _hint_at_few_cells(self, encoder: str | None, open_per_peak: float) -> None:
+        if encoder == "auto":
+            logger.info("encoder='%s': a peak is open in %.0f cells on average.", self.config.encoder, open_per_peak)
+        elif encoder is None and open_per_peak < LINEAR_BELOW:
+            logger.warning(
+                "A peak is open in %.0f cells on average, fewer than the %.0f weights a peak of the %s network. "
+                "encoder='auto' takes a linear one for such data.",
+                open_per_peak,
+                LINEAR_BELOW,
+                self.config.encoder,
+            )
 
     def _build_module(self, blocks: Any) -> SailerModule:
         x_state = self._field_state(REGISTRY_KEYS.X_KEY)
@@ -258,20 +274,3 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
         manager = SparseDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
-
-
-def _with_encoder_defaults(chosen: Mapping[str, Any], *, has_chromosomes: bool) -> dict[str, Any]:
-    """Fill the choices left open by the defaults of the encoder."""
-    filled = dict(chosen)
-    if filled["encoder"] is None:
-        filled["encoder"] = "chromosome" if has_chromosomes else "dense"
-    is_linear = filled["encoder"] == "linear"
-    defaults = {
-        "input_transform": "tfidf" if is_linear else "binary",
-        "input_dropout_rate": 0.5 if is_linear else 0.0,
-        "open_weight": 1.0 if is_linear else "auto",
-    }
-    for key, value in defaults.items():
-        if filled[key] is None:
-            filled[key] = value
-    return filled

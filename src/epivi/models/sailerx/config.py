@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from epivi import _validate
 from epivi.models.sailer.config import SailerConfig
 
 SAMPLERS = ("shuffle", "neighbors")
+LINEAR_ALIGN_WEIGHT = 457.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,17 @@ class SailerxConfig(SailerConfig):
     min_reference_per_batch: int = 32
     sampler: str = "shuffle"
     fuse_reference: bool = False
+
+    @staticmethod
+    def encoder_defaults(encoder: str) -> dict[str, Any]:
+        """Return the defaults of an encoder that differ from those of the class."""
+        defaults = SailerConfig.encoder_defaults(encoder)
+        return defaults | {"align_weight": LINEAR_ALIGN_WEIGHT} if encoder == "linear" else defaults
+
+    @property
+    def training_defaults(self) -> dict[str, Any]:
+        """Defaults of the training that suit the network."""
+        return super().training_defaults | {"batch_size": 200}
 
     def __post_init__(self) -> None:
         super().__post_init__()

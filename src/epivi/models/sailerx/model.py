@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
+    from mudata import MuData
 
     from epivi.models.sailer.config import SailerConfig
     from epivi.models.sailer.module import SailerModule
@@ -85,7 +86,8 @@ class SAILERX(SAILER):
     n_latent
         Latent dimensions d.
     align_weight
-        Alignment weight per peak; A is this times the number of peaks.
+        Alignment weight per peak; A is this times the number of peaks. By default 0.457, the published balance; 457 for
+        the linear encoder, whose data are too sparse to follow a reference at the published weight.
     min_reference_per_batch
         Fewest cells with a reference in a minibatch, where some cells have none.
     sampler
@@ -118,7 +120,6 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
 
     _module_cls: ClassVar[type[SailerModule]] = SailerxModule
     _config_cls: ClassVar[type[SailerConfig]] = SailerxConfig
-    _training_defaults: ClassVar[Mapping[str, Any]] = {"batch_size": 200}
 
     def __init__(  # noqa: PLR0913
         self,
@@ -127,7 +128,7 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
         *,
         encoder: str | None = None,
         n_latent: int = 50,
-        align_weight: float = 0.457,
+        align_weight: float | None = None,
         min_reference_per_batch: int = 32,
         sampler: str = "shuffle",
         fuse_reference: bool = False,
@@ -286,6 +287,8 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
         source = ReferenceSource(
             rna, layer=rna_layer, reference_key=reference_key, rna_depth_key=rna_depth_key, atac=atac
         )
+        if not kwargs.get("source_registry"):
+            source.check_keys(mdata)
         chromosomes = chromosome_of_peak(mdata.mod[atac], chrom_key)
         obs = {"mod_key": mod_key}
         in_atac = {"mod_key": atac, "mod_required": True}
@@ -354,7 +357,7 @@ kwargs
         )
         source = ReferenceSource(None, layer=None, reference_key=reference_key, rna_depth_key=rna_depth_key, atac=None)
         if not kwargs.get("source_registry"):
-            _validate.check_key(adata.obsm, reference_key, where="adata.obsm")
+            source.check_keys(adata)
         fields = [
             PeaksField(REGISTRY_KEYS.X_KEY, layer, chromosomes=chromosome_of_peak(adata, chrom_key)),
             DepthField(BATCH_DEPTH, depth_key),

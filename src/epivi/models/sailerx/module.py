@@ -55,8 +55,8 @@ class SailerxModule(SailerModule):
         if found != self.n_reference:
             message = (
                 f"The reference has {found} dimensions, and fuse_reference=True needs that of training, with "
-                f"{self.n_reference}. Compute it as for the training data, or remove it: the cells are then embedded by "
-                "their ATAC alone."
+                f"{self.n_reference}. Compute it as for the training data, or remove it: the cells are then embedded "
+                "by their ATAC alone."
             )
             raise DataError(message)
 

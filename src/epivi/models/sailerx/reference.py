@@ -69,6 +69,21 @@ class ReferenceSource:
             return self.modality in data.mod and data.mod[self.modality].n_obs > 0
         return self.reference_key in data.obsm
 
+    def check_keys(self, data: AnnData | MuData) -> None:
+        """Check the names of embedding, layer and depth, before the counts are read.
+
+        Raises
+        ------
+        DataError
+            If one of them is missing; the nearest name is given.
+        """
+        if not self.is_in(data) and self.modality is not None:
+            return
+        holder = data if self.modality is None else data.mod[self.modality]
+        for table, key in (("obsm", self.reference_key), ("layers", self.layer), ("obs", self.rna_depth_key)):
+            if key is not None:
+                _validate.check_key(getattr(holder, table), key, where=f"{self.where}.{table}")
+
     def store(self, data: AnnData | MuData, n_dimensions: int | None = None) -> None:
         """Write embedding, mask and RNA depth of every cell into ``data``, zeros where there is none.
 
