@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SETTINGS: dict[str, dict[str, Any]] = {"S2": {}, "S2, similar types": {"effect_sd": 1.0}}
-EPOCHS = 80
+EPOCHS = 50
 
 
 def run(adata: AnnData, seed: int, epochs: int) -> dict[str, Scores]:

@@ -266,7 +266,7 @@ def demo_table(model: SAILER, mdata: MuData, atac: str, rna: str, labels_key: st
         "SAILERX": (np.asarray(mdata.obsm[OBSM_SAILERX]), everyone),
     }
     hidden = np.setdiff1d(everyone, with_rna)
-    if min(hidden.size, with_rna.size) >= MIN_CELLS:
+    if hidden.size >= MIN_CELLS:
         embeddings["SAILERX, cells with RNA"] = (mdata.obsm[OBSM_SAILERX][with_rna], with_rna)
         embeddings["SAILERX, cells without RNA"] = (mdata.obsm[OBSM_SAILERX][hidden], hidden)
     table = {}
@@ -384,7 +384,7 @@ def _check_fit(chosen: argparse.Namespace, init: dict[str, Any], training: dict[
     from epivi.models.base_arguments import check_run_arguments, parse_devices
     from epivi.models.sailer.config import SailerConfig
 
-    SailerConfig(**init)
+    SailerConfig.chosen(init, has_chromosomes=True, open_per_peak=0.0)
     steps = training["save_every_n_steps"]
     others = {key: value for key, value in training.items() if key != "save_every_n_steps"}
     TrainingConfig.merged({"seed": chosen.seed}, others)

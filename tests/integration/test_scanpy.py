@@ -6,14 +6,18 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
 import epivi
 from epivi._keys import OBSM_SAILER
 
+THREADS = torch.get_num_threads()
+
 
 @pytest.fixture(scope="module")
 def embedded():
+    torch.set_num_threads(THREADS)  # numba may have set them to all cores
     adata = epivi.simulate.accessibility([40, 40, 40], n_fg=240, n_bg=80, median=120, clip=(60, 300), rho=0.8, seed=2)
     epivi.SAILER.setup_anndata(adata)
     model = epivi.SAILER(adata, n_latent=5, n_hidden=(16, 8), seed=0)

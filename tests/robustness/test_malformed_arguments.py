@@ -10,7 +10,7 @@ from epivi._errors import ConfigError, DataError, EpiviError
 
 COMMON = {
     "encoder": [("chromosom", "Did you mean 'chromosome'"), ("dens", "'dense'"), (3, "encoder=3"), ([], "encoder")],
-    "n_latent": [(0, "at least 1"), (-3, "-3"), (2.5, "2.5 (float)"), ("10", "str"), (True, "bool"), (None, "None")],
+    "n_latent": [(0, "at least 1"), (-3, "-3"), (2.5, "2.5 (float)"), ("10", "str"), (True, "bool")],
     "n_hidden": [
         (64, "two numbers"),
         ((64,), "two numbers"),
@@ -29,15 +29,15 @@ COMMON = {
         ([2], "list"),
     ],
     "invariance_weight": [(-0.1, "at least 0"), (np.inf, "finite"), ("1", "str")],
-    "information_bound": [("pairwize", "Did you mean 'pairwise'"), (None, "None")],
+    "information_bound": [("pairwize", "Did you mean 'pairwise'")],
     "loss_preset": [("released", "Did you mean 'released_code'"), ("paper", "'epivi', 'released_code'")],
     "use_covariates": [("yes", "True or False"), (1, "True or False")],
-    "batch_norm_momentum": [(0.0, "above 0"), (1.5, "at most 1"), (None, "None")],
+    "batch_norm_momentum": [(0.0, "above 0"), (1.5, "at most 1")],
     "batch_norm_eps": [(0.0, "above 0"), (-1e-5, "above 0")],
     "seed": [(-1, "at least 0"), (1.5, "float"), ("0", "str")],
 }
 ALIGNMENT = {
-    "align_weight": [(-0.1, "at least 0"), (np.nan, "finite"), ("auto", "str"), (None, "None")],
+    "align_weight": [(-0.1, "at least 0"), (np.nan, "finite"), ("auto", "str")],
     "min_reference_per_batch": [(1, "at least 2"), (2.5, "float")],
     "sampler": [("neighbours", "Did you mean 'neighbors'"), ("random", "'shuffle', 'neighbors'")],
     "fuse_reference": [("yes", "'yes'"), (1, "fuse_reference=1")],

@@ -25,6 +25,7 @@ def copy_weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
     Examples
     --------
+    >>> import torch
     >>> copy_weights(torch.nn.Linear(1, 1))["bias"].shape
     torch.Size([1])
     """

@@ -16,7 +16,6 @@ from scvi.data.fields import (
     NumericalJointObsField,
 )
 
-from epivi import _validate
 from epivi._errors import ConfigError, DataError
 from epivi._keys import (
     BATCH_ALIGN_WEIGHT,

@@ -35,9 +35,10 @@ def modality_names(mdata: Any, modalities: Mapping[str, str] | None, *, needs_rn
 
     Examples
     --------
-    >>> import numpy as np
+    >>> import numpy as np, pandas as pd
     >>> from anndata import AnnData
-    >>> mdata = MuData({"peaks": AnnData(np.ones((2, 1))), "rna": AnnData(np.ones((2, 3)))})
+    >>> one = {name: AnnData(np.ones((2, 1)), var=pd.DataFrame(index=[name])) for name in ("peaks", "rna")}
+    >>> mdata = MuData(one)
     >>> modality_names(mdata, {"atac": "peaks"}, needs_rna=True)
     ('peaks', 'rna')
     """
