@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 SETTINGS: dict[str, dict[str, Any]] = {"S2": {}, "S2, similar types": {"effect_sd": 1.0}}
 EPOCHS = 50
+LEARNING_RATE = 3e-3
 
 
 def run(adata: AnnData, seed: int, epochs: int) -> dict[str, Scores]:
@@ -51,7 +52,7 @@ def run(adata: AnnData, seed: int, epochs: int) -> dict[str, Scores]:
     }
     epivi.SAILER.setup_anndata(adata)
     for name, options in FORMS.items():
-        model = fit(epivi.SAILER(adata, seed=seed, **options), epochs)
+        model = fit(epivi.SAILER(adata, seed=seed, **options), epochs, lr=LEARNING_RATE)
         result[name] = embedding_scores(model.get_latent_representation(), adata, seed)
     return result
 

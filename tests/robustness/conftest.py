@@ -127,7 +127,6 @@ class Child:
 
     def __init__(self, function, arguments, log, environment):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pytest", "epivi.cli", "epivi.models.sailerx", "mudata"])
         values = {"file": function.__code__.co_filename, "function": function.__name__, "arguments": arguments}
         values |= {"log": str(log), "environment": environment or {}}
         self.log = Path(log)
@@ -152,8 +151,15 @@ class Child:
         return self.log.read_text() if self.log.exists() else ""
 
 
+@pytest.fixture(scope="session")
+def preload():
+    """What the server of child processes imports, once."""
+    modules = ["pytest", "epivi.cli", "epivi.models.sailerx", "mudata", "torch.distributed.launcher.api"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+
+
 @pytest.fixture
-def child(tmp_path):
+def child(tmp_path, preload):
     """Start functions in child processes; none outlives the test."""
     started = []
 

@@ -43,7 +43,9 @@ def train(kind, run_dir, out, *, kill_at=None, kill_in=None, pause=0.0, **argume
 
     def step_ended(plan, *args):
         after_step(plan, *args)
-        time.sleep(pause)
+        if pause:
+            (Path(run_dir) / "steps" / str(plan.step)).touch()
+            time.sleep(pause)
         if kill_in is None and plan.step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -60,8 +62,7 @@ def train(kind, run_dir, out, *, kill_at=None, kill_in=None, pause=0.0, **argume
 
     TrainingPlan.on_train_batch_end, TrainingPlan.validation_step = step_ended, validating
     epivi.train._atomic._rename_in = rename_in
-    Path(run_dir).mkdir(exist_ok=True)
-    (Path(run_dir) / "started").touch()
+    (Path(run_dir) / "steps").mkdir(parents=True, exist_ok=True)
     model.train(**(ARGUMENTS | options | {"run_dir": run_dir} | arguments))
     model.save(out)
 
@@ -144,21 +145,21 @@ def test_twenty_kills_at_random_moments(kind, child, run, same_weights, one_thre
     code, expected = run("whole", kind=kind, save_every_n_steps=1, pause=0.05)
     assert code == 0, expected
     rng = np.random.default_rng(0)
-    n_killed = 0
     for i in range(20):
         folder = tmp_path / f"run{i}"
         keywords = {"kind": kind, "run_dir": str(folder), "out": str(tmp_path / f"run{i}.out")}
         keywords |= {"save_every_n_steps": int(rng.integers(1, 4)), "pause": 0.05}
         process = child(train_from_keywords, keywords)
-        while not (folder / "started").exists():
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 2.5))
+        # a step of 25, and a moment in the next one or two: its saves, its epoch's end, its validation
+        step = folder / "steps" / str(rng.integers(1, 23))
+        while not step.exists():
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.08))
         os.kill(process.pid, signal.SIGKILL)
-        n_killed += process.wait() == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
         code, found = run(f"run{i}", **(keywords | {"pause": 0.0}))
         assert code == 0, found
         check_same(found, expected, same_weights)
-    assert n_killed == 20
 
 
 def test_a_run_that_stopped_early_is_not_trained_further(quiet, flat, tmp_path, same_weights):

@@ -178,11 +178,6 @@ def test_steps_are_counted_from_the_last_save(tmp_path):
     assert saved == [0, 0, 3, 3, 3, 3, 7, 7, 7]
 
 
-def test_saves_that_follow_too_soon_are_left_out(tmp_path):
-    RunState(tmp_path, FINGERPRINT, min_seconds=1e6).save_if_due(Plan())
-    assert not is_checkpoint(tmp_path / "state")
-
-
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
     state = RunState(tmp_path, FINGERPRINT)
     state.save(Plan(value=1.0, step=3))

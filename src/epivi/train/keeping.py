@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +96,6 @@ class RunState:
         What must agree between the interrupted run and this one: data, configuration, training arguments.
     every_n_steps
         Save after this many steps too; ``None`` saves at the end of epochs only.
-    min_seconds
-        Least time between two saves; 0 saves whenever it is due.
     """
 
     def __init__(
@@ -107,42 +104,39 @@ class RunState:
         fingerprint: dict[str, Any],
         *,
         every_n_steps: int | None = None,
-        min_seconds: float = 0.0,
     ) -> None:
         self.path = Path(directory) / "state"
         self.fingerprint = fingerprint
         self.every_n_steps = every_n_steps
-        self.min_seconds = min_seconds
         self._optimizer_state: dict[str, Any] | None = None
-        self._last_save = time.monotonic()
         self._last_step = 0
 
     def save_if_due(self, plan: TrainingPlan) -> None:
-        """Save at the end of an epoch, or after ``every_n_steps`` steps, unless the last save was just now."""
+        """Save at the end of an epoch, or after ``every_n_steps`` steps; every process must call it."""
         is_epoch_end = plan.batch_in_epoch == 0
         is_step_due = self.every_n_steps is not None and plan.step - self._last_step >= self.every_n_steps
-        is_time = time.monotonic() - self._last_save >= self.min_seconds
-        if plan.global_rank == 0 and (is_epoch_end or is_step_due) and is_time:
+        if is_epoch_end or is_step_due:
             self.save(plan)
 
     def save(self, plan: TrainingPlan) -> None:
         """Write weights, optimiser, counters, metrics and best weights; the old state stays until the new is whole.
 
-        Weights that are not finite are not written: the next step stops the training.
+        The first process writes for all. Weights that are not finite are not written: the next step stops the training.
         """
-        if not weights_are_finite(plan.module):
+        counters = plan.state()
+        self._last_step = plan.step
+        if plan.global_rank > 0 or not weights_are_finite(plan.module):
             return
         state = {
             "module": plan.module.state_dict(),
             "optimizer": plan.optimizer.optimizer.state_dict(),
-            "plan": plan.state(),
+            "plan": counters,
             "keeper": plan.keeper.state() if plan.keeper is not None else None,
         }
         tensors, skeleton = flatten_state(state)
         metadata = {"fingerprint": self.fingerprint, "skeleton": skeleton}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(self.path, tensors=tensors, metadata=metadata, kind=KIND, overwrite=True)
-        self._last_save, self._last_step = time.monotonic(), plan.step
 
     def resume(self, plan: TrainingPlan) -> bool:
         """Restore an interrupted run into the plan, if there is one; returns whether there was.

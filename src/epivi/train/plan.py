@@ -76,6 +76,7 @@ class TrainingPlan(pl.LightningModule):
         self.run_state: RunState | None = None
         self.is_stop_requested = False
         self._last_rows: Tensor | None = None
+        self._resumed_sums: list[dict[str, dict[str, float]]] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser over the trainable parameters, with the state of an interrupted run if there is one."""
@@ -146,7 +147,7 @@ class TrainingPlan(pl.LightningModule):
         self.step += 1
         self.batch_in_epoch += 1
         if self._is_anywhere(self.is_stop_requested):
-            self.trainer.should_stop = True
+            self.is_stop_requested = self.trainer.should_stop = True
         if self.run_state is not None and self.batch_in_epoch < self.annealing.steps_per_epoch:
             self.run_state.save_if_due(self)
 
@@ -175,12 +176,27 @@ class TrainingPlan(pl.LightningModule):
             total = torch.as_tensor(value, device=self.device).detach().double()
             sums[key] = sums[key] + total if key in sums else total.clone()
 
-    def _read(self, mode: str) -> dict[str, float]:
-        sums, self.sums[mode] = self.sums[mode], {}
-        keys = sorted(sums)
-        values = dict(zip(keys, torch.stack([sums[key] for key in keys]).tolist(), strict=True)) if sums else {}
-        if self.trainer.world_size > 1:
-            values = _summed(values, self.trainer.world_size)
+    def _own_sums(self) -> dict[str, dict[str, float]]:
+        """Return the sums of this process as numbers, read from the device at once."""
+        read = {}
+        for mode, sums in self.sums.items():
+            values = torch.stack(list(sums.values())).tolist() if sums else []
+            read[mode] = dict(zip(sums, values, strict=True))
+        return read
+
+    def _all_sums(self) -> list[dict[str, dict[str, float]]]:
+        """Return the sums of every process, to every process."""
+        own = self._own_sums()
+        if self._trainer is None or self.trainer.world_size == 1:
+            return [own]
+        gathered = [own] * self.trainer.world_size
+        torch.distributed.all_gather_object(gathered, own)
+        return gathered
+
+    def _read(self, mode: str, parts: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+        """Return the metrics of an epoch from the sums of every process; one that has none of a key adds nothing."""
+        keys = dict.fromkeys(key for part in parts for key in part[mode])
+        values = {key: math.fsum(part[mode].get(key, 0.0) for part in parts) for key in sorted(keys)}
         if not values:
             return {}
         n = values.pop("n")
@@ -195,7 +211,9 @@ class TrainingPlan(pl.LightningModule):
         self._share_buffers()
         if not weights_are_finite(self.module):
             raise NotFiniteLossError(self.epoch, self.step - 1, self._last_rows, what="weights")
-        record = {"epoch": float(self.epoch)} | self._read("train") | self._read("validation")
+        parts = self._all_sums()
+        self.sums = {"train": {}, "validation": {}}
+        record = {"epoch": float(self.epoch)} | self._read("train", parts) | self._read("validation", parts)
         self.records.append(record)
         self.log_dict({k: v for k, v in record.items() if k != "epoch"}, rank_zero_only=False, sync_dist=False)
         if self.keeper is not None and self.keeper.update(self.module, record):
@@ -206,20 +224,36 @@ class TrainingPlan(pl.LightningModule):
             self.run_state.save_if_due(self)
 
     def state(self) -> dict[str, Any]:
-        """Return counters, metrics and sums: what a resumed run needs beside weights and optimiser."""
+        """Return counters, metrics and sums: what a resumed run needs beside weights and optimiser.
+
+        Every process must call it at the same step, since it holds the sums of all.
+        """
         return {
             "epoch": self.epoch,
             "step": self.step,
             "batch_in_epoch": self.batch_in_epoch,
             "records": [dict(record) for record in self.records],
-            "sums": {mode: dict(sums) for mode, sums in self.sums.items()},
+            "sums": self._all_sums(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state` returned."""
         self.epoch, self.step, self.batch_in_epoch = (state[k] for k in ("epoch", "step", "batch_in_epoch"))
         self.records = [dict(record) for record in state["records"]]
-        self.sums = {mode: dict(sums) for mode, sums in state["sums"].items()}
+        self._resumed_sums = state["sums"]
+        self._take_sums(0)
+
+    def _take_sums(self, rank: int) -> None:
+        self.sums = {
+            mode: {key: torch.tensor(value, dtype=torch.float64) for key, value in sums.items()}
+            for mode, sums in self._resumed_sums[rank].items()
+        }
+
+    def on_train_start(self) -> None:
+        """Take what this process had summed before the run was interrupted."""
+        if self._resumed_sums:
+            self._take_sums(self.global_rank)
+            self._resumed_sums = []
 
 
 class NotFiniteLossError(TrainingError):
@@ -240,14 +274,6 @@ class NotFiniteLossError(TrainingError):
         super().__init__(f"The {what} of step {step} (epoch {epoch}) {verb} not finite.")
         self.epoch, self.step = epoch, step
         self.rows: list[int] = [] if rows is None else rows.reshape(-1).tolist()
-
-
-def _summed(values: dict[str, float], world_size: int) -> dict[str, float]:
-    """Sum named values over all processes; one that has none of a name adds nothing."""
-    gathered: list[dict[str, float]] = [{}] * world_size
-    torch.distributed.all_gather_object(gathered, values)
-    keys = dict.fromkeys(key for part in gathered for key in part)
-    return {key: math.fsum(part.get(key, 0.0) for part in gathered) for key in keys}
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from epivi import _validate
 from epivi.models.sailer.config import SailerConfig
 
 SAMPLERS = ("shuffle", "neighbors")
-LINEAR_ALIGN_WEIGHT = 457.0
+LINEAR_DEFAULTS = {"align_weight": 2000.0, "input_dropout_rate": 0.2}
+LINEAR_TRAINING = {"max_epochs": 60, "train_size": 1.0, "early_stopping": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,13 @@ class SailerxConfig(SailerConfig):
     def encoder_defaults(encoder: str) -> dict[str, Any]:
         """Return the defaults of an encoder that differ from those of the class."""
         defaults = SailerConfig.encoder_defaults(encoder)
-        return defaults | {"align_weight": LINEAR_ALIGN_WEIGHT} if encoder == "linear" else defaults
+        return defaults | LINEAR_DEFAULTS if encoder == "linear" else defaults
 
     @property
     def training_defaults(self) -> dict[str, Any]:
         """Defaults of the training that suit the network."""
-        return super().training_defaults | {"batch_size": 200}
+        more = LINEAR_TRAINING if self.encoder == "linear" else {}
+        return super().training_defaults | {"batch_size": 200} | more
 
     def __post_init__(self) -> None:
         super().__post_init__()

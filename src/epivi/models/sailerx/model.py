@@ -85,7 +85,7 @@ class SAILERX(SAILER):
     n_latent
         Latent dimensions d.
     align_weight
-        Alignment weight per peak; A is this times the number of peaks. By default 0.457, the published balance; 457 for
+        Alignment weight per peak; A is this times the number of peaks. By default 0.457, the published balance; 2,000 for
         the linear encoder, whose data are too sparse to follow a reference at the published weight.
     min_reference_per_batch
         Fewest cells with a reference in a minibatch, where some cells have none.
