@@ -199,7 +199,7 @@ def test_fit_writes_model_latent_and_history_once(model, files, multiome, capsys
     np.testing.assert_allclose(latent.to_numpy(), loaded.get_latent_representation(), rtol=1e-5)
     history = pd.read_csv(out / "history.csv", index_col="epoch")
     assert history.index.tolist() == [0, 1]
-    assert {"train_loss", "validation_loss"} <= set(history)
+    assert {"train_loss", "kl_weight", "elbo_train"} <= set(history)
     before = tree(out)
     assert main(arguments) == 0
     assert "is finished" in capsys.readouterr().out

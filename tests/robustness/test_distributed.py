@@ -112,10 +112,15 @@ def launch(folder, preload, tmp_path):
         for rank in range(2):
             (folder / f"{name}.code{rank}").unlink(missing_ok=True)
         failed = None
+        # the launcher leaves its handlers behind
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals() if number != signal.SIGKILL}
         try:
             elastic_launch(config, exec)(CODE, values)
         except ChildFailedError as error:
             failed = error
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
         texts = [(tmp_path / f"{name}.log{rank}").read_text() for rank in range(2)]
         codes = [path.read_text() if (path := folder / f"{name}.code{r}").exists() else None for r in range(2)]
         return failed, codes, texts
