@@ -120,8 +120,9 @@ class Multiome:
         scvi.settings.seed = seed
         mdata = self.mdata.copy()
         scvi.model.MULTIVI.setup_mudata(
-            mdata, batch_key=self.batch_key, modalities={"rna_layer": "rna", "atac_layer": self.atac}
-            | ({"batch_key": None} if self.batch_key else {})
+            mdata,
+            batch_key=self.batch_key,
+            modalities={"rna_layer": "rna", "atac_layer": self.atac} | ({"batch_key": None} if self.batch_key else {}),
         )
         model = scvi.model.MULTIVI(mdata, n_genes=mdata["rna"].n_vars, n_regions=mdata[self.atac].n_vars)
         model.train(max_epochs=40, **QUIET)
@@ -176,9 +177,7 @@ class Multiome:
             "SAILERX, neighbour minibatches": lambda seed: self.sailerx(seed, encoder="auto", sampler="neighbors"),
             "SAILERX, fused posterior": lambda seed: self.sailerx(seed, encoder="auto", fuse_reference=True),
             "SAILERX, chromosome encoder, published weight": lambda seed: self.sailerx(seed, train=DEEP),
-            "SAILERX, chromosome encoder, weight 45.7": lambda seed: self.sailerx(
-                seed, align_weight=45.7, train=DEEP
-            ),
+            "SAILERX, chromosome encoder, weight 45.7": lambda seed: self.sailerx(seed, align_weight=45.7, train=DEEP),
         }
 
 

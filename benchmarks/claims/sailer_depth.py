@@ -8,8 +8,8 @@ cells and 4,532 regions. There the median is 600 fragments, not the 250 that the
 with 50 fragments in the shallowest cells, LSI does not find the rare type either.
 
 The bounds are those of the specification. The gain in ARI over LSI is judged by a Gaussian mixture at the true number
-of types, the measure with which its bound was set; by Leiden clusters LSI is above 0.9, and SAILER must not be below. The learning rate is three times
-the default, so that 60 epochs suffice.
+of types, the measure with which its bound was set. By Leiden clusters LSI is above 0.9, and SAILER must not be below.
+The learning rate is three times the default, so that 60 epochs suffice.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def test_tutorial_runs(path: Path) -> None:
     names: dict = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), path.name, "exec"), names)  # noqa: S102
+            exec(compile("".join(cell["source"]), path.name, "exec"), names)
     assert "model" in names
     assert names["model"].is_trained
 

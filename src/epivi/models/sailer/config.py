@@ -18,7 +18,15 @@ TRANSFORMS = ("binary", "tfidf")
 OPEN_WEIGHT_CAP = 30.0
 # a deep network holds 2 x 64 weights a peak; with fewer open entries a peak they cannot be fit
 LINEAR_BELOW = 128.0
-LINEAR_DEFAULTS = {"input_transform": "tfidf", "input_dropout_rate": 0.5, "open_weight": 1.0}
+LINEAR_DEFAULTS = {
+    "input_transform": "tfidf",
+    "input_dropout_rate": 0.5,
+    "open_weight": 1.0,
+    "n_latent": 20,
+    "kl_scale": 0.3,
+}
+# few cells: all of them train, for a fixed time
+LINEAR_TRAINING = {"lr": 3e-3, "max_epochs": 110, "train_size": 1.0, "early_stopping": False}
 HIDDEN = {"chromosome": (64, 32), "dense": (1000, 100), "linear": (1000, 100)}
 
 
@@ -45,6 +53,7 @@ class SailerConfig:
     input_dropout_rate: float = 0.0
     open_weight: float | str = "auto"
     invariance_weight: float = 1.0
+    kl_scale: float = 1.0
     information_bound: str = "pairwise"
     loss_preset: str = "epivi"
     batch_norm_momentum: float = 0.1
@@ -84,7 +93,7 @@ class SailerConfig:
     @property
     def training_defaults(self) -> dict[str, Any]:
         """Defaults of the training that suit the network."""
-        return {"lr": 3e-3, "max_epochs": 110} if self.encoder == "linear" else {}
+        return dict(LINEAR_TRAINING) if self.encoder == "linear" else {}
 
     def __post_init__(self) -> None:
         _validate.check_choice(self.encoder, "encoder", ENCODERS)
@@ -95,6 +104,7 @@ class SailerConfig:
         for name in ("dropout_rate", "input_dropout_rate"):
             _validate.check_number(getattr(self, name), name, low=0.0, high=1.0, high_inclusive=False)
         _validate.check_number(self.invariance_weight, "invariance_weight", low=0.0)
+        _validate.check_number(self.kl_scale, "kl_scale", low=0.0)
         _validate.check_number(self.batch_norm_momentum, "batch_norm_momentum", low=0.0, high=1.0, low_inclusive=False)
         _validate.check_number(self.batch_norm_eps, "batch_norm_eps", low=0.0, low_inclusive=False)
         if not isinstance(self.use_covariates, bool):

@@ -53,7 +53,7 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
         ``"dense"``: the network of the thesis, p-1000-100-d; ``"linear"``: a linear map and a linear decoder, beyond
         the paper, for sets of a few thousand cells or fewer.
     n_latent
-        Latent dimensions d.
+        Latent dimensions d; by default 10, or 20 for the linear encoder.
     n_hidden
         Units of the two hidden layers; by default (64, 32) a chromosome, or (1000, 100).
     dropout_rate
@@ -68,6 +68,8 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
         Probabilities are calibrated for it. By default 1 for the linear encoder, else ``"auto"``.
     invariance_weight
         Weight lambda of the information term.
+    kl_scale
+        Factor of both KL terms against the reconstruction; 1 in the paper, and by default 0.3 for the linear encoder.
     information_bound
         ``"pairwise"`` (the paper), ``"mixture"`` (Kolchinsky and Tracey, tighter but a worse regulariser) or
         ``"none"``.
@@ -113,13 +115,14 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
         registry: dict | None = None,
         *,
         encoder: str | None = None,
-        n_latent: int = 10,
+        n_latent: int | None = None,
         n_hidden: tuple[int, int] | None = None,
         dropout_rate: float = 0.0,
         input_transform: str | None = None,
         input_dropout_rate: float | None = None,
         open_weight: float | str | None = None,
         invariance_weight: float = 1.0,
+        kl_scale: float | None = None,
         information_bound: str = "pairwise",
         loss_preset: str = "epivi",
         use_covariates: bool = True,

@@ -212,6 +212,7 @@ class SailerModule(BaseModuleClass):
         kl_weight: float = 1.0,
     ) -> LossOutput:
         """Return < kl_w KL + (1 + lambda) R > + lambda kl_w PKL (equations 2.5-2.6 and 2.14)."""
+        kl_weight = kl_weight * self.config.kl_scale
         mean_bd, logvar_bd = inference_outputs["mean_bd"], inference_outputs["logvar_bd"]
         reconstruction_b = self.reconstruction(generative_outputs["hidden"], inference_outputs["blocked"])
         information = self._information(mean_bd, logvar_bd)

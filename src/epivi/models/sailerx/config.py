@@ -9,8 +9,7 @@ from epivi import _validate
 from epivi.models.sailer.config import SailerConfig
 
 SAMPLERS = ("shuffle", "neighbors")
-LINEAR_DEFAULTS = {"align_weight": 2000.0, "input_dropout_rate": 0.2}
-LINEAR_TRAINING = {"max_epochs": 60, "train_size": 1.0, "early_stopping": False}
+LINEAR_DEFAULTS = {"align_weight": 2000.0, "input_dropout_rate": 0.2, "n_latent": 50, "kl_scale": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class SailerxConfig(SailerConfig):
     @property
     def training_defaults(self) -> dict[str, Any]:
         """Defaults of the training that suit the network."""
-        more = LINEAR_TRAINING if self.encoder == "linear" else {}
+        more = {"max_epochs": 60} if self.encoder == "linear" else {}
         return super().training_defaults | {"batch_size": 200} | more
 
     def __post_init__(self) -> None:

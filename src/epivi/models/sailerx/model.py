@@ -85,8 +85,8 @@ class SAILERX(SAILER):
     n_latent
         Latent dimensions d.
     align_weight
-        Alignment weight per peak; A is this times the number of peaks. By default 0.457, the published balance; 2,000 for
-        the linear encoder, whose data are too sparse to follow a reference at the published weight.
+        Alignment weight per peak; A is this times the number of peaks. By default 0.457, the published balance; 2,000
+        for the linear encoder, whose data are too sparse to follow a reference at the published weight.
     min_reference_per_batch
         Fewest cells with a reference in a minibatch, where some cells have none.
     sampler
@@ -95,8 +95,8 @@ class SAILERX(SAILER):
     fuse_reference
         Beyond the paper: the posterior of a cell with a reference is the product of the ATAC expert and an expert on
         the reference. Off by default; the latent of such cells then contains the reference itself.
-    encoder, n_hidden, dropout_rate, input_transform, input_dropout_rate, open_weight, invariance_weight, \
-information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_eps, seed
+    encoder, n_hidden, dropout_rate, input_transform, input_dropout_rate, open_weight, invariance_weight, kl_scale, \
+kl_scale, information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_eps, seed
         As in :class:`epivi.SAILER`.
 
     Raises
@@ -137,6 +137,7 @@ information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_
         input_dropout_rate: float | None = None,
         open_weight: float | str | None = None,
         invariance_weight: float = 1.0,
+        kl_scale: float | None = None,
         information_bound: str = "pairwise",
         loss_preset: str = "epivi",
         use_covariates: bool = True,
