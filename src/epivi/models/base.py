@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# a pass over all cells reads so many at once: a few million non-zeros
+ROWS_AT_ONCE = 512
+
 
 class EpiModel(SavingMixin):
     """Base of all models of epivi: a :class:`scvi.model.base.BaseModelClass` that trains, saves and resumes exactly.
@@ -163,8 +166,8 @@ class EpiModel(SavingMixin):
         names = np.concatenate([np.asarray(self.adata.obs_names, dtype=str), np.asarray(self.feature_names, dtype=str)])
         digest = sha256("\n".join(names).encode())
         dataset = self.adata_manager.create_torch_dataset()
-        for start in range(0, self.adata.n_obs, 4096):
-            rows = dataset[np.arange(start, min(start + 4096, self.adata.n_obs))]
+        for start in range(0, self.adata.n_obs, ROWS_AT_ONCE):
+            rows = dataset[np.arange(start, min(start + ROWS_AT_ONCE, self.adata.n_obs))]
             for key in sorted(rows):
                 digest.update(rows[key].numpy().data)
         arguments = {key: getattr(config, key) for key in config.__dataclass_fields__}

@@ -12,7 +12,7 @@ from scvi import REGISTRY_KEYS
 from epivi import _validate
 from epivi._errors import ConfigError, DataError
 from epivi._keys import BATCH_INDICES
-from epivi.models.base import EpiModel, check_indices
+from epivi.models.base import ROWS_AT_ONCE, EpiModel, check_indices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,7 +151,7 @@ class DifferentialMixin(EpiModel):
         manager = self.get_anndata_manager(adata, required=True)
         dataset = manager.create_torch_dataset(data_and_attributes=[REGISTRY_KEYS.X_KEY])
         total = np.zeros(self.module.blocks.n_peaks)
-        for part in np.array_split(rows, max(rows.size // 4096, 1)):
+        for part in np.array_split(rows, max(rows.size // ROWS_AT_ONCE, 1)):
             total += np.bincount(dataset[part][BATCH_INDICES].numpy(), minlength=total.size)
         return total / rows.size
 

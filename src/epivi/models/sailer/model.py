@@ -13,7 +13,7 @@ from scvi.data.fields import CategoricalJointObsField, NumericalJointObsField
 from epivi._keys import BATCH_DEPTH
 from epivi.data.fields import CHROMOSOMES, DENSITY, MEAN, OPEN_PER_PEAK, SD, CategoryField, DepthField, PeaksField
 from epivi.data.sparse import SparseDataManager
-from epivi.models.base import EpiModel, model_seed, seeded_module
+from epivi.models.base import ROWS_AT_ONCE, EpiModel, model_seed, seeded_module
 from epivi.models.sailer.config import LINEAR_BELOW, SailerConfig
 from epivi.models.sailer.differential import DifferentialMixin
 from epivi.models.sailer.module import SailerModule
@@ -184,8 +184,8 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
         """Share of cells in which each peak is open, in the trained order, and the mean number of open peaks."""
         dataset = self.adata_manager.create_torch_dataset(data_and_attributes=[REGISTRY_KEYS.X_KEY])
         total = np.zeros(self.summary_stats.n_vars)
-        for start in range(0, len(dataset), 4096):
-            indices = dataset[np.arange(start, min(start + 4096, len(dataset)))]["x_indices"].numpy()
+        for start in range(0, len(dataset), ROWS_AT_ONCE):
+            indices = dataset[np.arange(start, min(start + ROWS_AT_ONCE, len(dataset)))]["x_indices"].numpy()
             total += np.bincount(indices, minlength=total.size)
         return torch.from_numpy((total / len(dataset)).astype(np.float32)), float(total.sum() / len(dataset))
 
