@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 uv run python benchmarks/claims/sailerx_alignment.py
 
-Three simulated multiomes of 750 cells, 2,000 regions and five types of two sub-types each. "weights": the alignment
-weight from 0 to 2; a shuffled reference is tried on the same cells. "ATAC-only split": the reference does not see the
-sub-types. "shallow": a quarter of the depth beside the same reference, and 300 cells without RNA at half that depth.
-Weight 0 is SAILER in the same network. The network is that of SAILERX with 20 latent dimensions; the learning rate is
-three times the default, so that 80 epochs suffice.
+Simulated multiomes of 750 cells, 2,000 regions and five types of two sub-types each. "weights": shallow ATAC, where the
+reference has something to give, and the alignment weight from 0 to 2. "shuffled": good ATAC and a reference of other
+cells. "ATAC-only split": the reference does not see the sub-types. "shallow": shallow ATAC, and 300 cells without RNA
+at half that depth. Weight 0 is SAILER in the same network. The network is that of SAILERX with 20 latent dimensions; the
+learning rate is three times the default, so that 80 epochs suffice.
 """
 
 from __future__ import annotations
@@ -73,43 +73,51 @@ def depth_information(values: np.ndarray, mdata: MuData, seed: int) -> float:
     return confounder_information(values, depth, discrete=False, seed=seed).mean
 
 
-def run_weights(trial: Trial, seed: int) -> dict[str, Scores]:
-    """Return alignment on validation cells and agreement with the types for each weight, and a shuffled reference."""
-    mdata = trial.simulate(seed)
-    result = {}
-    for weight in WEIGHTS:
-        model = trial.sailerx(mdata, seed, align_weight=weight)
-        values = model.get_latent_representation()
-        result[f"weight {weight:g}"] = {
-            "alignment, validation": model.get_alignment_loss(indices=model.validation_indices),
-            "alignment, training": model.get_alignment_loss(indices=model.train_indices),
-            "I(z,depth)": depth_information(values, mdata, seed),
-            **clusters(values, labels_of(mdata), seed),
-        }
-    shuffled = trial.simulate(seed, shuffle_reference=True)
-    model = trial.sailerx(shuffled, seed, align_weight=DEFAULT)
+def aligned_scores(model: Any, mdata: MuData, seed: int) -> Scores:
+    """Return alignment on validation and training cells, information about depth, and agreement with the types."""
     values = model.get_latent_representation()
-    result["shuffled reference"] = {
+    return {
         "alignment, validation": model.get_alignment_loss(indices=model.validation_indices),
         "alignment, training": model.get_alignment_loss(indices=model.train_indices),
-        "I(z,depth)": depth_information(values, shuffled, seed),
-        **clusters(values, labels_of(shuffled), seed),
+        "I(z,depth)": depth_information(values, mdata, seed),
+        **clusters(values, labels_of(mdata), seed),
     }
-    return result
+
+
+def run_weights(trial: Trial, seed: int) -> dict[str, Scores]:
+    """Return the scores for each weight, where ATAC alone does not give the similarities of the reference."""
+    mdata = trial.simulate(seed, SHALLOW)
+    return {
+        f"weight {weight:g}": aligned_scores(trial.sailerx(mdata, seed, align_weight=weight), mdata, seed)
+        for weight in WEIGHTS
+    }
 
 
 def claims_weights(runs: list[dict[str, Scores]]) -> list[Claim]:
-    """Return the claims about alignment weight and shuffled reference."""
+    """Return the claims about the alignment weight."""
     loss = {w: metric(runs, f"weight {w:g}", "alignment, validation") for w in WEIGHTS}
     steps = np.array([loss[b] / loss[a] for a, b in pairwise(WEIGHTS)])
     reached = (loss[0.0] - loss[DEFAULT]) / (loss[0.0] - loss[WEIGHTS[-1]])
-    gap = metric(runs, "shuffled reference", "ARI") - metric(runs, "weight 0", "ARI")
     return [
-        at_most("validation alignment, largest rise from a weight to the next", steps.max(axis=0), 1.05),
+        at_most("validation alignment, largest ratio from a weight to the next", steps.max(axis=0), 1.05),
         at_most(f"validation alignment, weight {DEFAULT} / weight 0", loss[DEFAULT] / loss[0.0], 0.5),
         at_least(f"plateau: share of the whole fall reached at weight {DEFAULT}", reached, 0.8),
-        at_least("shuffled reference: ARI, SAILERX - SAILER", gap, -0.15),
     ]
+
+
+def run_shuffled(trial: Trial, seed: int) -> dict[str, Scores]:
+    """Return the scores of good ATAC with its reference shuffled, and without alignment."""
+    mdata = trial.simulate(seed, shuffle_reference=True)
+    return {
+        name: aligned_scores(trial.sailerx(mdata, seed, align_weight=weight), mdata, seed)
+        for name, weight in (("SAILER", 0.0), ("SAILERX, shuffled reference", DEFAULT))
+    }
+
+
+def claims_shuffled(runs: list[dict[str, Scores]]) -> list[Claim]:
+    """Return the claim about a shuffled reference."""
+    gap = metric(runs, "SAILERX, shuffled reference", "ARI") - metric(runs, "SAILER", "ARI")
+    return [at_least("shuffled reference: ARI, SAILERX - SAILER", gap, -0.15)]
 
 
 def split_scores(values: np.ndarray, mdata: MuData, seed: int) -> Scores:
@@ -214,6 +222,7 @@ def claims_shallow(runs: list[dict[str, Scores]]) -> list[Claim]:
 
 PARTS: dict[str, tuple[Callable[[Trial, int], dict[str, Scores]], Callable[[list[dict[str, Scores]]], list[Claim]]]] = {
     "weights": (run_weights, claims_weights),
+    "shuffled": (run_shuffled, claims_shuffled),
     "ATAC-only split": (run_split, claims_split),
     "shallow": (run_shallow, claims_shallow),
 }
