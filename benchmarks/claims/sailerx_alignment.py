@@ -5,8 +5,8 @@
 Simulated multiomes of 750 cells, 2,000 regions and five types of two sub-types each. "weights": shallow ATAC, where the
 reference has something to give, and the alignment weight from 0 to 2. "shuffled": good ATAC and a reference of other
 cells. "ATAC-only split": the reference does not see the sub-types. "shallow": shallow ATAC, and 300 cells without RNA
-at half that depth. Weight 0 is SAILER in the same network. The network is that of SAILERX with 20 latent dimensions; the
-learning rate is three times the default, so that 80 epochs suffice.
+at half that depth. Weight 0 is SAILER in the same network. The network is that of SAILERX with 20 latent dimensions and
+a learning rate three times the default, so that 80 epochs suffice.
 """
 
 from __future__ import annotations

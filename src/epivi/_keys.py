@@ -40,3 +40,9 @@ BATCH_REFERENCE: Final = "reference"
 BATCH_HAS_REFERENCE: Final = "has_reference"
 BATCH_ALIGN_WEIGHT: Final = "align_weight"
 BATCH_ROWS: Final = "rows"
+
+# binned tracks: obsm array, its mask of measured modalities, its description in uns
+OBSM_TRACKS: Final = "tracks"
+OBSM_TRACKS_MASK: Final = "tracks_mask"
+UNS_TRACKS: Final = "tracks"
+BATCH_MASK: Final = "modality_mask"

@@ -136,6 +136,9 @@ class EpiModel(SavingMixin):
         if self.adata is None:
             message = "The model was loaded without data: load it with adata=... to train it further."
             raise ConfigError(message)
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            message = "All weights are frozen: the query has no new batch to fit. Latents need no training."
+            raise ConfigError(message)
         direct = {
             "max_epochs": max_epochs,
             "lr": lr,
@@ -177,7 +180,20 @@ class EpiModel(SavingMixin):
     @property
     def feature_names(self) -> np.ndarray:  # type: ignore[override]
         """Names of the features that the model reads, in the trained order."""
-        return np.asarray(self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"])
+        return np.asarray(self._field_state(REGISTRY_KEYS.X_KEY)["column_names"])
+
+    def _field_state(self, key: str) -> Mapping[str, Any]:
+        """Return what a field registered about the trained data."""
+        return self.registry["field_registries"][key]["state_registry"]
+
+    def _covariate_sizes(self) -> dict[str, Any]:
+        """Return the arguments of :class:`epivi.nn.covariates.Covariates`."""
+        categorical = self._field_state(REGISTRY_KEYS.CAT_COVS_KEY) or {}
+        return {
+            "n_batch": self.summary_stats.n_batch,
+            "n_cats_per_cov": list(categorical.get("n_cats_per_key", [])),
+            "n_continuous": self.summary_stats.get("n_extra_continuous_covs", 0),
+        }
 
     def _registered(self, key: str, adata: AnnData | MuData | None = None) -> np.ndarray:
         """Return a registered column of the data, one value an observation in their order, shape (n,)."""

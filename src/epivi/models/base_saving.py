@@ -60,6 +60,7 @@ class SavingMixin(BaseModelClass):
             "registry": plain(self.registry_),
             "features": self.feature_names,
             "is_trained": self.is_trained_,
+            "trainable_columns": plain(self.module.trainable_columns),
             "history": dict(self.history_ or {}),
             "indices": {name: getattr(self, f"{name}_indices") for name in ("train", "validation", "test")},
         }
@@ -112,6 +113,9 @@ class SavingMixin(BaseModelClass):
         registry = metadata["registry"]
         model = cls._from_registry(registry, metadata["init"], adata if isinstance(adata, AnnData | MuData) else None)
         model.module.load_state_dict(saved.tensors)
+        if metadata["trainable_columns"] is not None:
+            columns = {name: torch.as_tensor(mask) for name, mask in metadata["trainable_columns"].items()}
+            model.module.freeze_but(columns)
         model.is_trained_ = metadata["is_trained"]
         model.history_ = metadata["history"]
         for name, rows in metadata["indices"].items():

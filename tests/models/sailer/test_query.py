@@ -196,3 +196,21 @@ def test_a_query_without_common_peaks_is_refused(reference, query):
     foreign.var_names = [f"x{i}" for i in range(foreign.n_vars)]
     with pytest.raises(DataError, match="shares none of its 320 peaks with the 320 of the model"):
         epivi.SAILER.prepare_query_anndata(foreign, reference)
+
+
+def test_a_frozen_query_model_comes_back_frozen(reference, query, fit, tmp_path):
+    model = epivi.SAILER.load_query_data(query.copy(), reference)
+    model.save(tmp_path / "query")
+    loaded = epivi.SAILER.load(tmp_path / "query", query.copy())
+    before = weights(loaded)
+    fit(loaded, 2)
+    changed = {key for key, value in weights(loaded).items() if not torch.equal(value, before[key])}
+    assert changed == set(loaded.module.condition_weights)
+
+
+def test_a_query_with_nothing_to_train_says_so(simulated, make, fit):
+    reference = fit(make(use_covariates=False))
+    model = epivi.SAILER.load_query_data(simulated.copy(), reference)
+    assert model.get_latent_representation().shape[0] == simulated.n_obs
+    with pytest.raises(ConfigError, match="All weights are frozen"):
+        model.train(max_epochs=1)

@@ -5,37 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from epivi._errors import ConfigError, DataError
-from epivi.models.sailer.setup import check_atac, check_obs, chromosome_of_peak, peak_blocks
-
-KEYS = {"batch_key": None, "labels_key": None, "categorical_keys": None, "continuous_keys": None}
+from epivi._errors import DataError
+from epivi.models.sailer.setup import check_atac, chromosome_of_peak, peak_blocks
 
 
 def peaks(chromosomes, *, column="chrom"):
     var = pd.DataFrame({column: chromosomes}, index=[f"p{i}" for i in range(len(chromosomes))])
     return ad.AnnData(np.ones((2, len(chromosomes)), dtype=np.float32), var=var)
-
-
-@pytest.mark.parametrize(
-    ("keys", "error", "message"),
-    [
-        ({"batch_key": "bacth"}, DataError, r"obs.*'bacth'.*'batch'"),
-        ({"labels_key": "none"}, DataError, "none"),
-        ({"categorical_keys": ["gap"]}, DataError, r"'gap'.*1 missing values"),
-        ({"continuous_keys": ["batch"]}, DataError, "numbers are needed"),
-        ({"batch_key": "batch", "categorical_keys": ["batch"]}, ConfigError, "'batch' is used twice"),
-        ({"categorical_keys": "batch"}, ConfigError, "must be a list"),
-    ],
-)
-def test_columns_that_cannot_be_used_are_named(keys, error, message):
-    obs = pd.DataFrame({"batch": ["a", "b"], "gap": ["a", None]})
-    with pytest.raises(error, match=message):
-        check_obs(obs, where="adata.obs", **(KEYS | keys))
-
-
-def test_columns_that_can_be_used_pass():
-    obs = pd.DataFrame({"batch": ["a", "b"], "donor": [1, 2], "age": [1.0, 2.0]})
-    check_obs(obs, where="obs", batch_key="batch", labels_key=None, categorical_keys=["donor"], continuous_keys=["age"])
 
 
 def test_a_view_or_a_missing_layer_is_refused():

@@ -8,29 +8,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.data.fields import CategoricalJointObsField, NumericalJointObsField
 
 from epivi._keys import BATCH_DEPTH
-from epivi.data.fields import CHROMOSOMES, DENSITY, MEAN, OPEN_PER_PEAK, SD, CategoryField, DepthField, PeaksField
-from epivi.data.sparse import SparseDataManager
+from epivi.data.fields import CHROMOSOMES, DENSITY, MEAN, OPEN_PER_PEAK, SD
 from epivi.models.base import ROWS_AT_ONCE, EpiModel, model_seed, seeded_module
+from epivi.models.base_setup import ObsKeys, check_transfer, register
 from epivi.models.sailer.config import LINEAR_BELOW, SailerConfig
 from epivi.models.sailer.differential import DifferentialMixin
 from epivi.models.sailer.module import SailerModule
 from epivi.models.sailer.outputs import OutputsMixin
-from epivi.models.sailer.query import QueryMixin
-from epivi.models.sailer.setup import check_atac, check_obs, check_transfer, chromosome_of_peak, peak_blocks
+from epivi.models.sailer.query import PeakQueryMixin
+from epivi.models.sailer.setup import accessibility_fields, peak_blocks
 from epivi.nn.covariates import DecoderCovariates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
 
-class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
+class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
     r"""Accessibility latents that do not depend on depth and batch (Cao et al., Bioinformatics 2021).
 
     A variational autoencoder of binary accessibility whose decoder is given the confounders c (log depth, batch,
@@ -189,19 +186,9 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
             total += np.bincount(indices, minlength=total.size)
         return torch.from_numpy((total / len(dataset)).astype(np.float32)), float(total.sum() / len(dataset))
 
-    def _field_state(self, key: str) -> Mapping[str, Any]:
-        return self.registry["field_registries"][key]["state_registry"]
-
     def _covariates(self) -> DecoderCovariates:
         depth = self._field_state(BATCH_DEPTH)
-        categorical = self._field_state(REGISTRY_KEYS.CAT_COVS_KEY) or {}
-        return DecoderCovariates(
-            depth[MEAN],
-            depth[SD],
-            n_batch=self.summary_stats.n_batch,
-            n_cats_per_cov=list(categorical.get("n_cats_per_key", [])),
-            n_continuous=self.summary_stats.get("n_extra_continuous_covs", 0),
-        )
+        return DecoderCovariates(depth[MEAN], depth[SD], **self._covariate_sizes())
 
     def _describe(self, n_blocks: int) -> str:
         parts = {
@@ -256,24 +243,11 @@ class SAILER(OutputsMixin, DifferentialMixin, QueryMixin, EpiModel):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_transfer(cls.setup_anndata, kwargs)
-        check_atac(adata, where="adata", layer=layer)
-        check_obs(
-            adata.obs,
-            where="adata.obs",
+        keys = ObsKeys(
             batch_key=batch_key,
             labels_key=labels_key,
-            categorical_keys=categorical_covariate_keys,
-            continuous_keys=continuous_covariate_keys,
+            categorical=categorical_covariate_keys,
+            continuous=continuous_covariate_keys,
         )
-        chromosomes = chromosome_of_peak(adata, chrom_key)
-        fields = [
-            PeaksField(REGISTRY_KEYS.X_KEY, layer, chromosomes=chromosomes),
-            CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            DepthField(BATCH_DEPTH, depth_key),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
-        ]
-        manager = SparseDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        fields = accessibility_fields(adata, layer, depth_key, keys, chrom_key)
+        register(cls, adata, fields, setup_method_args, kwargs)

@@ -5,15 +5,15 @@ Legend of shapes: b cells of the batch, p peaks, o non-zeros, d latent dimension
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
-from torch import nn
+from scvi.module.base import LossOutput, auto_move_data
 from torch.distributions import Normal
 
 from epivi._keys import BATCH_DEPTH, BATCH_INDICES, BATCH_INDPTR
+from epivi.models.base_module import EpiModule
 from epivi.nn.mlp import ChromosomeDecoder, ChromosomeEncoder, DenseDecoder, DenseEncoder, LinearDecoder, LinearEncoder
 from epivi.objectives.invariance import kl_standard_normal, mixture_information, pairwise_kl
 from epivi.objectives.likelihoods import calibrate, weighted_bernoulli
@@ -32,7 +32,7 @@ NETWORKS = {
 }
 
 
-class SailerModule(BaseModuleClass):
+class SailerModule(EpiModule):
     """Encoder of open peaks, decoder of latent and confounders, weighted Bernoulli likelihood, invariance term.
 
     Parameters
@@ -82,7 +82,6 @@ class SailerModule(BaseModuleClass):
         n_covariates = covariates.n_columns if config.use_covariates else 0
         self.encoder = encoder(blocks, config.hidden, config.n_latent, **options)
         self.decoder = decoder(blocks, config.hidden, config.n_latent, n_covariates, **options)
-        self.is_norm_frozen = False
         self.register_buffer("open_weight", torch.tensor(float(open_weight)))
         self.register_buffer("input_norm", torch.tensor(float(mean_open)).sqrt())
         self.register_buffer("feature_weight", torch.ones(blocks.n_peaks))
@@ -97,17 +96,13 @@ class SailerModule(BaseModuleClass):
         self.decoder.logits.bias[self.blocks.rank] = odds.log().to(self.decoder.logits.bias.dtype)
         self.feature_weight.copy_(torch.log1p(1.0 / p))
 
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
-        """Set the mode; frozen batch normalisations keep their statistics.
-
-        Statistics of the minibatch would cancel the column of a query's only batch, which is constant over its cells.
-        """
-        super().train(mode)
-        if self.is_norm_frozen:
-            for part in self.modules():
-                if isinstance(part, nn.BatchNorm1d):
-                    part.eval()
-        return self
+    @property
+    def condition_weights(self) -> dict[str, int]:
+        """The one weight of the decoder that reads the covariates, after the latent."""
+        if not self.config.use_covariates:
+            return {}
+        weight = self.decoder.condition_layer.weight
+        return {next(name for name, value in self.named_parameters() if value is weight): self.config.n_latent}
 
     @property
     def is_released(self) -> bool:

@@ -15,7 +15,7 @@ from epivi import _validate
 from epivi._errors import ConfigError, nearest
 from epivi._keys import BATCH_DEPTH
 from epivi.metrics import confounder_information
-from epivi.models.base import EpiModel
+from epivi.models.base_latent import LatentMixin
 from epivi.objectives.invariance import kl_standard_normal, mixture_information, pairwise_kl
 
 if TYPE_CHECKING:
@@ -29,44 +29,8 @@ COLLAPSED_KL = 0.01
 REPORT_CELLS = 2048
 
 
-class OutputsMixin(EpiModel):
-    """Latent representation, normalised accessibility, likelihoods and the confounder report."""
-
-    @torch.inference_mode()
-    def get_latent_representation(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        batch_size: int | None = None,
-        *,
-        return_dist: bool = False,
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Return the posterior means, one row a cell in the order of the data (or of ``indices``).
-
-        Parameters
-        ----------
-        adata
-            Data to embed; the trained data by default. Peaks are matched by name.
-        indices
-            Row numbers or a mask.
-        batch_size
-            Cells read at once; the result does not depend on it.
-        return_dist
-            Return means and variances.
-
-        Returns
-        -------
-        Shape (n, d), float32; with ``return_dist`` a pair of such arrays.
-        """
-        self._check_if_trained(warn=True)
-        _, _, batches = self._batches(adata, indices, batch_size)
-        means, variances = [], []
-        for batch in batches:
-            qz = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)["qz"]
-            means.append(qz.loc.cpu())
-            variances.append(qz.scale.square().cpu())
-        mean_nd = torch.cat(means).numpy()
-        return (mean_nd, torch.cat(variances).numpy()) if return_dist else mean_nd
+class OutputsMixin(LatentMixin):
+    """Normalised accessibility, likelihoods and the confounder report."""
 
     @torch.inference_mode()
     def get_normalized_accessibility(  # noqa: PLR0913
@@ -193,24 +157,17 @@ class OutputsMixin(EpiModel):
         return float(library_size)
 
     def _batch_code(self, transform_batch: str | None) -> int | None:
-        categories = [str(c) for c in self._field_state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"]]
-        if transform_batch == "observed" or len(categories) == 1:
-            return None
-        if transform_batch is None:
-            if self.adata is None:
-                message = f"transform_batch is needed for a model without data. Batches: {categories}."
-                raise ConfigError(message)
-            depth, codes = self._registered(BATCH_DEPTH), self._registered(REGISTRY_KEYS.BATCH_KEY)
-            medians = pd.Series(depth).groupby(codes).median()
-            code = int(medians.index[int(medians.to_numpy().argmax())])
-            logger.info("transform_batch: '%s', the batch with the highest median depth.", categories[code])
-            return code
-        if str(transform_batch) not in categories:
-            message = (
-                f"transform_batch='{transform_batch}' is no batch of the model. {nearest(transform_batch, categories)}"
-            )
+        if transform_batch is not None or self.summary_stats.n_batch == 1:
+            return self._named_batch(transform_batch)
+        categories = self.batch_categories
+        if self.adata is None:
+            message = f"transform_batch is needed for a model without data. Batches: {categories}."
             raise ConfigError(message)
-        return categories.index(str(transform_batch))
+        depth, codes = self._registered(BATCH_DEPTH), self._registered(REGISTRY_KEYS.BATCH_KEY)
+        medians = pd.Series(depth).groupby(codes).median()
+        code = int(medians.index[int(medians.to_numpy().argmax())])
+        logger.info("transform_batch: '%s', the batch with the highest median depth.", categories[code])
+        return code
 
     @torch.inference_mode()
     def get_elbo(

@@ -2,67 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scvi import REGISTRY_KEYS
 
 from epivi import _validate
-from epivi._errors import ConfigError, DataError, nearest
-from epivi._keys import VAR_CHROM, VAR_END, VAR_START
+from epivi._errors import DataError
+from epivi._keys import BATCH_DEPTH, VAR_CHROM, VAR_END, VAR_START
+from epivi.data.fields import DepthField, PeaksField
 from epivi.nn.linear import PeakBlocks
 from epivi.pp.features import peak_coordinates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import pandas as pd
     from anndata import AnnData
+
+    from epivi.models.base_setup import ObsKeys
 
 MIN_PEAKS_OF_CHROMOSOME = 32
 OTHER_CHROMOSOMES = "other"
-TRANSFER = ("source_registry", "extend_categories", "allow_missing_labels")
-
-
-def check_transfer(setup: Callable[..., None], transfer: Mapping[str, Any]) -> None:
-    """Check that what a setup got beyond its arguments is what scvi-tools hands on to transfer a setup.
-
-    Raises
-    ------
-    ConfigError
-        If it holds anything else; the nearest argument is given.
-    """
-    for key in transfer:
-        if key not in TRANSFER:
-            known = inspect.signature(setup).parameters
-            message = f"Unknown argument '{key}' of {setup.__name__}. {nearest(key, known)}"
-            raise ConfigError(message)
-
-
-def check_obs(
-    obs: pd.DataFrame,
-    *,
-    where: str,
-    batch_key: str | None,
-    labels_key: str | None,
-    categorical_keys: Sequence[str] | None,
-    continuous_keys: Sequence[str] | None,
-) -> None:
-    """Check all columns of obs that a model reads.
-
-    Raises
-    ------
-    DataError
-        If a key is missing, or a column holds missing or unfit values.
-    ConfigError
-        If a key is named twice.
-    """
-    _validate.check_keys_distinct(batch_key, categorical_keys, continuous_keys)
-    for key in (batch_key, labels_key, *(categorical_keys or ())):
-        if key is not None:
-            _validate.check_categorical(obs, key, where=where)
-    for key in continuous_keys or ():
-        _validate.check_continuous(obs, key, where=where)
 
 
 def check_atac(adata: AnnData, *, where: str, layer: str | None) -> None:
@@ -79,6 +37,19 @@ def check_atac(adata: AnnData, *, where: str, layer: str | None) -> None:
     if adata.is_view:
         message = f"{where} is a view of another AnnData: call .copy() on it first."
         raise DataError(message)
+
+
+def accessibility_fields(
+    adata: AnnData, layer: str | None, depth_key: str | None, keys: ObsKeys, chrom_key: str
+) -> list[Any]:
+    """Check an AnnData of peaks and return the fields that SAILER reads."""
+    check_atac(adata, where="adata", layer=layer)
+    keys.check(adata.obs, where="adata.obs")
+    return [
+        PeaksField(REGISTRY_KEYS.X_KEY, layer, chromosomes=chromosome_of_peak(adata, chrom_key)),
+        DepthField(BATCH_DEPTH, depth_key),
+        *keys.fields(),
+    ]
 
 
 def chromosome_of_peak(adata: AnnData, chrom_key: str) -> np.ndarray | None:

@@ -8,13 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.data._manager import AnnDataManagerValidationCheck
-from scvi.data.fields import (
-    CategoricalJointObsField,
-    MuDataCategoricalJointObsField,
-    MuDataNumericalJointObsField,
-    NumericalJointObsField,
-)
 
 from epivi._errors import ConfigError, DataError
 from epivi._keys import (
@@ -23,19 +16,13 @@ from epivi._keys import (
     BATCH_HAS_REFERENCE,
     BATCH_REFERENCE,
 )
-from epivi.data.fields import (
-    CategoryField,
-    DepthField,
-    MuDataCategoryField,
-    MuDataDepthField,
-    MuDataPeaksField,
-    PeaksField,
-)
-from epivi.data.sparse import SparseDataManager, modality_rows
+from epivi.data.fields import MuDataDepthField, MuDataPeaksField
+from epivi.data.sparse import modality_rows
 from epivi.data.splits import EpochSampler, NeighborSampler, StratifiedSampler
 from epivi.models.base import check_indices
+from epivi.models.base_setup import ObsKeys, check_transfer, register
 from epivi.models.sailer.model import SAILER
-from epivi.models.sailer.setup import check_atac, check_obs, check_transfer, chromosome_of_peak
+from epivi.models.sailer.setup import accessibility_fields, check_atac, chromosome_of_peak
 from epivi.models.sailerx.config import SailerxConfig
 from epivi.models.sailerx.module import SailerxModule
 from epivi.models.sailerx.reference import (
@@ -47,7 +34,7 @@ from epivi.models.sailerx.reference import (
     ReferenceField,
     ReferenceSource,
 )
-from epivi.models.sailerx.setup import modality_names, obs_holder
+from epivi.models.sailerx.setup import modality_names
 from epivi.objectives.alignment import alignment_share
 
 if TYPE_CHECKING:
@@ -274,36 +261,29 @@ kl_scale, information_bound, loss_preset, use_covariates, batch_norm_momentum, b
                 f"cells by their ATAC. Keep the others: mdata = mdata[mdata['{atac}'].obs_names].copy()."
             )
             raise DataError(message)
-        keys = [batch_key, labels_key, *(categorical_covariate_keys or ()), *(continuous_covariate_keys or ())]
-        mod_key = obs_holder(mdata, atac, [key for key in keys if key is not None])
-        check_obs(
-            mdata.obs if mod_key is None else mdata.mod[mod_key].obs,
-            where="mdata.obs" if mod_key is None else f"mdata['{mod_key}'].obs",
+        keys = ObsKeys(
             batch_key=batch_key,
             labels_key=labels_key,
-            categorical_keys=categorical_covariate_keys,
-            continuous_keys=continuous_covariate_keys,
+            categorical=categorical_covariate_keys,
+            continuous=continuous_covariate_keys,
         )
+        mod_key = keys.check_mudata(mdata, atac)
         source = ReferenceSource(
             rna, layer=rna_layer, reference_key=reference_key, rna_depth_key=rna_depth_key, atac=atac
         )
         if not kwargs.get("source_registry"):
             source.check_keys(mdata)
         chromosomes = chromosome_of_peak(mdata.mod[atac], chrom_key)
-        obs = {"mod_key": mod_key}
         in_atac = {"mod_key": atac, "mod_required": True}
         fields = [
             MuDataPeaksField(REGISTRY_KEYS.X_KEY, atac_layer, chromosomes=chromosomes, where=where, **in_atac),
             MuDataDepthField(BATCH_DEPTH, depth_key, where=f"{where}.obs", **in_atac),
-            MuDataCategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key, **obs),
-            MuDataCategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key, **obs),
-            MuDataCategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys, **obs),
-            MuDataNumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys, **obs),
+            *keys.mudata_fields(mod_key),
             MuDataReferenceField(BATCH_REFERENCE, source),
             MuDataHasReferenceField(BATCH_HAS_REFERENCE),
             MuDataAlignWeightField(BATCH_ALIGN_WEIGHT, source),
         ]
-        _register(cls, mdata, fields, setup_method_args, kwargs)
+        register(cls, mdata, fields, setup_method_args, kwargs)
 
     @classmethod
     def setup_anndata(  # type: ignore[override]  # noqa: PLR0913, PLR0917
@@ -346,40 +326,22 @@ kwargs
         if reference_key is None:
             message = "SAILERX.setup_anndata needs reference_key=: the key of obsm that holds the reference embedding."
             raise ConfigError(message)
-        check_atac(adata, where="adata", layer=layer)
-        check_obs(
-            adata.obs,
-            where="adata.obs",
+        keys = ObsKeys(
             batch_key=batch_key,
             labels_key=labels_key,
-            categorical_keys=categorical_covariate_keys,
-            continuous_keys=continuous_covariate_keys,
+            categorical=categorical_covariate_keys,
+            continuous=continuous_covariate_keys,
         )
+        fields = accessibility_fields(adata, layer, depth_key, keys, chrom_key)
         source = ReferenceSource(None, layer=None, reference_key=reference_key, rna_depth_key=rna_depth_key, atac=None)
         if not kwargs.get("source_registry"):
             source.check_keys(adata)
-        fields = [
-            PeaksField(REGISTRY_KEYS.X_KEY, layer, chromosomes=chromosome_of_peak(adata, chrom_key)),
-            DepthField(BATCH_DEPTH, depth_key),
-            CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+        fields += [
             ReferenceField(BATCH_REFERENCE, source),
             HasReferenceField(BATCH_HAS_REFERENCE),
             AlignWeightField(BATCH_ALIGN_WEIGHT, source),
         ]
-        _register(cls, adata, fields, setup_method_args, kwargs)
-
-
-def _register(cls: Any, data: Any, fields: list, setup_method_args: dict, transfer: dict[str, Any]) -> None:
-    manager = SparseDataManager(
-        fields=fields,
-        setup_method_args=setup_method_args,
-        validation_checks=AnnDataManagerValidationCheck(check_fully_paired_mudata=False),
-    )
-    manager.register_fields(data, **transfer)
-    cls.register_manager(manager)
+        register(cls, adata, fields, setup_method_args, kwargs)
 
 
 def reference_neighbors(reference: np.ndarray, has_reference: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mudata import MuData
 
 from epivi._errors import ConfigError, DataError, nearest
 from epivi._keys import MOD_ATAC, MOD_RNA
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def modality_names(mdata: Any, modalities: Mapping[str, str] | None, *, needs_rna: bool) -> tuple[str, str]:
@@ -68,29 +65,3 @@ def modality_names(mdata: Any, modalities: Mapping[str, str] | None, *, needs_rn
             )
             raise DataError(message)
     return names[MOD_ATAC], names[MOD_RNA]
-
-
-def obs_holder(mdata: MuData, atac: str, keys: Sequence[str]) -> str | None:
-    """Return the modality whose obs holds all keys, or ``None`` for ``mdata.obs``; ``mdata.obs`` comes first.
-
-    Parameters
-    ----------
-    mdata
-        MuData.
-    atac
-        Name of the ATAC modality.
-    keys
-        Names of columns.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from anndata import AnnData
-    >>> mdata = MuData({"peaks": AnnData(np.ones((2, 1)))})
-    >>> mdata.mod["peaks"].obs["batch"] = "a"
-    >>> obs_holder(mdata, "peaks", ["batch"])
-    'peaks'
-    """
-    if all(key in mdata.obs for key in keys):
-        return None
-    return atac if all(key in mdata.mod[atac].obs for key in keys) else None

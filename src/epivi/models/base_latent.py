@@ -1,0 +1,77 @@
+"""The latent representation, and how a batch is named to the decoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from scvi import REGISTRY_KEYS
+
+from epivi._errors import ConfigError, nearest
+from epivi.models.base import EpiModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from anndata import AnnData
+    from mudata import MuData
+
+OBSERVED = "observed"
+
+
+class LatentMixin(EpiModel):
+    """Latent representation of models with a Gaussian posterior of each cell."""
+
+    @torch.inference_mode()
+    def get_latent_representation(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        *,
+        return_dist: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Return the posterior means, one row a cell in the order of the data (or of ``indices``).
+
+        Parameters
+        ----------
+        adata
+            Data to embed; the trained data by default. Features are matched by name.
+        indices
+            Row numbers or a mask.
+        batch_size
+            Cells read at once; the result does not depend on it.
+        return_dist
+            Return means and variances.
+
+        Returns
+        -------
+        Shape (n, d), float32; with ``return_dist`` a pair of such arrays.
+        """
+        self._check_if_trained(warn=True)
+        _, _, batches = self._batches(adata, indices, batch_size)
+        means, variances = [], []
+        for batch in batches:
+            qz = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)["qz"]
+            means.append(qz.loc.cpu())
+            variances.append(qz.scale.square().cpu())
+        mean_nd = torch.cat(means).numpy()
+        return (mean_nd, torch.cat(variances).numpy()) if return_dist else mean_nd
+
+    @property
+    def batch_categories(self) -> list[str]:
+        """Names of the batches, in the order of their codes."""
+        return [str(c) for c in self._field_state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"]]
+
+    def _named_batch(self, transform_batch: str | None) -> int | None:
+        """Return the code of a batch; ``None`` for each cell's own."""
+        categories = self.batch_categories
+        if transform_batch is None or transform_batch == OBSERVED:
+            return None
+        if str(transform_batch) not in categories:
+            message = (
+                f"transform_batch='{transform_batch}' is no batch of the model. {nearest(transform_batch, categories)}"
+            )
+            raise ConfigError(message)
+        return categories.index(str(transform_batch))

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+
+from epivi._errors import ConfigError, DataError
+from epivi.models.base_setup import ObsKeys
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "message"),
+    [
+        ({"batch_key": "bacth"}, DataError, r"obs.*'bacth'.*'batch'"),
+        ({"labels_key": "none"}, DataError, "none"),
+        ({"categorical": ["gap"]}, DataError, r"'gap'.*1 missing values"),
+        ({"continuous": ["batch"]}, DataError, "numbers are needed"),
+        ({"batch_key": "batch", "categorical": ["batch"]}, ConfigError, "'batch' is used twice"),
+        ({"categorical": "batch"}, ConfigError, "must be a list"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_named(keys, error, message):
+    obs = pd.DataFrame({"batch": ["a", "b"], "gap": ["a", None]})
+    with pytest.raises(error, match=message):
+        ObsKeys(**keys).check(obs, where="adata.obs")
+
+
+def test_columns_that_can_be_used_pass():
+    obs = pd.DataFrame({"batch": ["a", "b"], "donor": [1, 2], "age": [1.0, 2.0]})
+    keys = ObsKeys(batch_key="batch", categorical=["donor"], continuous=["age"])
+    keys.check(obs, where="obs")
+    assert keys.used == ["batch", "donor", "age"]
+
+
+def test_columns_are_read_from_the_mudata_first_and_else_from_the_modality():
+    part = ad.AnnData(np.ones((2, 1)))
+    mdata = md.MuData({"peaks": part})
+    part.obs["batch"] = ["a", "b"]
+    assert ObsKeys(batch_key="batch").check_mudata(mdata, "peaks") == "peaks"
+    mdata.obs["batch"] = ["c", "c"]
+    assert ObsKeys(batch_key="batch").check_mudata(mdata, "peaks") is None
+    with pytest.raises(DataError, match=r"mdata\.obs.*'donor'"):
+        ObsKeys(batch_key="donor").check_mudata(mdata, "peaks")
