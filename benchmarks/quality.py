@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -236,7 +237,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=[*MULTIOMES, *ACCESSIBILITY])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", help="only methods whose name holds this text")
+    parser.add_argument("--methods", help="only methods whose name this regular expression finds")
     parser.add_argument("--out", type=Path, default=Path("results/quality"))
     chosen = parser.parse_args()
     logging.getLogger("epivi").setLevel(logging.ERROR)
@@ -252,7 +253,7 @@ def main() -> int:
         for seed in range(chosen.seeds):
             path = folder / f"{method.replace(' ', '_').replace(',', '')}-{seed}.json"
             if not path.is_file():
-                if chosen.methods and chosen.methods not in method:
+                if chosen.methods and not re.search(chosen.methods, method):
                     continue
                 path.write_text(json.dumps(run(seed)))
             result = json.loads(path.read_text())

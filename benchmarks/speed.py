@@ -16,11 +16,8 @@ the resident memory after the data were read (and both packages imported).
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from _common import EXIT_FAILED, QUIET, at_least, at_most, claims_table, markdown_table, parse, say, spread, write
+from _measure import peak, reset_peak, settle, timed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,7 +38,6 @@ SPEED_GOAL = 4.0
 MEMORY_GOAL = 1.0 / 3.0
 MODELS = ("PEAKVI", "SAILER")
 SIZES = {False: (10_000, 100_000), True: (1_000, 10_000)}
-MIB = 1024.0**2
 
 
 def data_file(n_cells: int, n_peaks: int) -> Path:
@@ -89,30 +86,15 @@ def build(name: str, adata: AnnData) -> Any:
 
 def train(model: Any, warm_up: int, steps: int) -> dict[str, float]:
     """Run a training of ``warm_up + steps`` steps and return seconds a step, wall-clock and processor time."""
-    from lightning.pytorch.callbacks import Callback
-
-    class StepClock(Callback):
-        """Takes the time at the end of the last warm-up step and of the last step."""
-
-        def __init__(self) -> None:
-            self.done = 0
-            self.times: list[tuple[float, float]] = []
-
-        def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            self.done += 1
-            if self.done in (warm_up, warm_up + steps):
-                self.times.append((time.perf_counter(), time.process_time()))
-
-    clock = StepClock()
     per_epoch = model.adata.n_obs // BATCH_SIZE
-    options = {"train_size": 1.0, "early_stopping": False, "accelerator": "cpu", "devices": 1, "callbacks": [clock]}
+    options = {"train_size": 1.0, "early_stopping": False, "accelerator": "cpu", "devices": 1}
     total = warm_up + steps
-    model.train(max_epochs=-(-total // per_epoch) + 1, max_steps=total, batch_size=BATCH_SIZE, **QUIET | options)
-    if len(clock.times) != 2:
-        message = f"{type(model).__name__} ran {clock.done} steps where {total} were asked for."
-        raise RuntimeError(message)
-    (wall_0, cpu_0), (wall_1, cpu_1) = clock.times
-    return {"wall": (wall_1 - wall_0) / steps, "cpu": (cpu_1 - cpu_0) / steps}
+
+    def run(clock: Any) -> None:
+        more = {"max_steps": total, "batch_size": BATCH_SIZE, "callbacks": [clock]}
+        model.train(max_epochs=-(-total // per_epoch) + 1, **QUIET | options | more)
+
+    return timed(run, warm_up, steps)
 
 
 def measure_speed(adata: AnnData, rounds: int, warm_up: int, steps: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -134,39 +116,6 @@ def measure_speed(adata: AnnData, rounds: int, warm_up: int, steps: int) -> tupl
 
 # ---------------------------------------------------------------------------------------------------------------------
 # memory, in child processes
-
-
-def resident() -> float:
-    """Return the resident memory of this process in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / MIB
-
-
-def reset_peak() -> bool:
-    """Let the kernel forget the peak of the resident memory so far; false where it cannot."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def peak() -> float:
-    """Return the peak of the resident memory in MiB.
-
-    VmHWM is preferred to ru_maxrss, which a child process inherits from its parent.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
-
-
-def settle() -> float:
-    """Free what is free, and return the resident memory that is left in MiB."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    return resident()
 
 
 def memory_child(name: str, path: Path, steps: int) -> None:

@@ -7,6 +7,8 @@ from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
+from sphinx.ext.napoleon import NumpyDocstring
+
 info = metadata("epivi")
 
 project = info["Name"]
@@ -85,6 +87,20 @@ def skip_foreign_members(_app: Any, _what: str, _name: str, obj: object, *_rest:
     function = getattr(obj, "fget", None) or getattr(obj, "__func__", obj)
     module = getattr(function, "__module__", None) or ""
     return True if module.split(".")[0] in FOREIGN else None
+
+
+def returns_as_prose(section: Any, *_args: Any, **_kwargs: Any) -> list[tuple[str, str, list[str]]]:
+    """Read a section Returns as text: its types are those of the signature, and a list in it is a list."""
+    lines = section._dedent(section._consume_to_next_section())
+    if lines and lines[0].strip() == ":":
+        # sphinx-autodoc-typehints marks the section so, and indents its first paragraph if that is a sentence
+        lines = lines[1:]
+        end = next((i for i, line in enumerate(lines) if not line.strip()), len(lines))
+        lines[:end] = section._dedent(lines[:end])
+    return [("", "", lines)]
+
+
+NumpyDocstring._consume_returns_section = returns_as_prose
 
 
 def setup(app: Any) -> None:

@@ -19,16 +19,30 @@ from epivi._errors import nearest
 
 if TYPE_CHECKING:
     from epivi import metrics, models, pl, pp, simulate
+    from epivi.models.convnetvae import FCVAE, ConvNetVAE
     from epivi.models.sailer import SAILER
     from epivi.models.sailerx import SAILERX
 
 __version__ = version("epivi")
 
 # Each name but the version has its line in _HOMES and, for type checkers, its import above.
-__all__ = ["SAILER", "SAILERX", "__version__", "metrics", "models", "pl", "pp", "simulate"]
+__all__ = [
+    "FCVAE",
+    "SAILER",
+    "SAILERX",
+    "ConvNetVAE",
+    "__version__",
+    "metrics",
+    "models",
+    "pl",
+    "pp",
+    "simulate",
+]
 
 # name -> module that holds it; a room is its own home
 _HOMES = {
+    "ConvNetVAE": "epivi.models.convnetvae",
+    "FCVAE": "epivi.models.convnetvae",
     "SAILER": "epivi.models.sailer",
     "SAILERX": "epivi.models.sailerx",
     "metrics": "epivi.metrics",

@@ -46,3 +46,9 @@ OBSM_TRACKS: Final = "tracks"
 OBSM_TRACKS_MASK: Final = "tracks_mask"
 UNS_TRACKS: Final = "tracks"
 BATCH_MASK: Final = "modality_mask"
+OBSM_TRACKS_MEASURED: Final = "_epivi_tracks_measured"
+UNS_TRUTH: Final = "truth"
+
+# fragment files: fragments of each cell, and what was counted and left out
+OBS_N_FRAGMENTS: Final = "n_fragments"
+UNS_FRAGMENTS: Final = "fragments"

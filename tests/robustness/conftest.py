@@ -53,6 +53,43 @@ def multiome(n_cells: int = N_CELLS, n_rna: int | None = None, seed: int = 0) ->
     return mdata
 
 
+def tracks(n_cells: int = N_CELLS, n_bins: int = 48, seed: int = 0) -> ad.AnnData:
+    """Counts of three marks in bins of two chromosomes, with a mask, batches and covariates."""
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(0.4, (n_cells, 3, n_bins)).astype(np.float32)
+    counts[:, :, 0] = 1
+    starts = np.concatenate([np.arange(n_bins // 2), np.arange(n_bins - n_bins // 2)]) * 100
+    chrom = np.repeat(["chr1", "chr2"], [n_bins // 2, n_bins - n_bins // 2]).astype(object)
+    bins = pd.DataFrame({"chrom": chrom, "start": starts, "end": starts + 100})
+    bins.index = [f"{c}:{a}-{a + 100}" for c, a in zip(chrom, starts, strict=True)]
+    index = np.arange(n_cells)
+    obs = {
+        "batch": np.where(index % 2 == 0, "b0", "b1"),
+        "cell_type": np.where(index % 3 == 0, "x", "y"),
+        "donor": np.where(index % 4 < 2, "d0", "d1"),
+        "age": rng.normal(size=n_cells),
+    }
+    adata = ad.AnnData(obs=pd.DataFrame(obs, index=[f"c{i}" for i in index]))
+    adata.obsm["tracks"] = sparse.csr_matrix(counts.reshape(n_cells, -1))
+    adata.uns["tracks"] = {"channels": np.array(["ac", "atac", "me3"]), "bins": bins, "bin_size_bp": 100}
+    return adata
+
+
+def tracks_mudata(n_cells: int = N_CELLS, n_bins: int = 48, seed: int = 0) -> md.MuData:
+    """The same tracks, a modality for each mark."""
+    adata = tracks(n_cells, n_bins, seed)
+    parts = {}
+    for m, name in enumerate(adata.uns["tracks"]["channels"].tolist()):
+        var = adata.uns["tracks"]["bins"].copy()
+        var.index = f"{name}:" + var.index
+        counts = adata.obsm["tracks"][:, m * n_bins : (m + 1) * n_bins]
+        parts[name] = ad.AnnData(counts, obs=pd.DataFrame(index=adata.obs_names), var=var)
+    mdata = md.MuData(parts)
+    for key in adata.obs:
+        mdata.obs[key] = adata.obs[key]
+    return mdata
+
+
 def entries(data) -> dict[str, tuple]:
     """Everything of X and the layers, in bits."""
     found = {}
@@ -72,6 +109,16 @@ def make_peaks():
 @pytest.fixture(scope="session")
 def make_multiome():
     return multiome
+
+
+@pytest.fixture(scope="session")
+def make_tracks():
+    return tracks
+
+
+@pytest.fixture(scope="session")
+def make_tracks_mudata():
+    return tracks_mudata
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +201,14 @@ class Child:
 @pytest.fixture(scope="session")
 def preload():
     """What the server of child processes imports, once."""
-    modules = ["pytest", "epivi.cli", "epivi.models.sailerx", "mudata", "torch.distributed.launcher.api"]
+    modules = [
+        "pytest",
+        "epivi.cli",
+        "epivi.models.sailerx",
+        "epivi.models.convnetvae",
+        "mudata",
+        "torch.distributed.launcher.api",
+    ]
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
 
 

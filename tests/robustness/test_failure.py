@@ -18,23 +18,20 @@ from epivi.train.keeping import copy_weights
 from epivi.train.plan import TrainingPlan
 
 CONFTEST = str(Path(__file__).parent / "conftest.py")
-KINDS = ["SAILER", "SAILERX"]
+KINDS = ["SAILER", "SAILERX", "ConvNetVAE", "FCVAE"]
 # 36 training cells in minibatches of 12: 3 steps an epoch
 STEPS = 3
 
 
-def build(kind, make_peaks, make_multiome):
-    data = make_peaks() if kind == "SAILER" else make_multiome()
-    if kind == "SAILER":
-        epivi.SAILER.setup_anndata(data, batch_key="batch")
-    else:
-        epivi.SAILERX.setup_mudata(data, batch_key="batch")
-    return getattr(epivi, kind)(data, n_latent=2, n_hidden=(4, 3), seed=1)
+def build(kind, make):
+    cls, data = getattr(epivi, kind), make()
+    (cls.setup_mudata if kind == "SAILERX" else cls.setup_anndata)(data, batch_key="batch")
+    return cls(data, n_latent=2, n_hidden=(4, 3) if kind.startswith("SAILER") else 4, seed=1)
 
 
 @pytest.fixture(params=KINDS)
-def model(request, make_peaks, make_multiome):
-    return build(request.param, make_peaks, make_multiome)
+def model(request, make_peaks, make_multiome, make_tracks):
+    return build(request.param, {"SAILER": make_peaks, "SAILERX": make_multiome}.get(request.param, make_tracks))
 
 
 @pytest.fixture
@@ -164,10 +161,8 @@ def test_weights_that_are_not_finite_are_never_kept(
     check_usable(model, options)
 
 
-def test_a_state_that_is_not_finite_is_never_saved(
-    make_peaks, make_multiome, at_step, options, tmp_path, same_weights, monkeypatch
-):
-    whole = build("SAILER", make_peaks, make_multiome)
+def test_a_state_that_is_not_finite_is_never_saved(make_peaks, at_step, options, tmp_path, same_weights, monkeypatch):
+    whole = build("SAILER", make_peaks)
     whole.train(**options)
     with monkeypatch.context() as patch:
         before = TrainingPlan.optimizer_step
@@ -180,8 +175,8 @@ def test_a_state_that_is_not_finite_is_never_saved(
 
         patch.setattr(TrainingPlan, "optimizer_step", optimizer_step)
         with pytest.raises(TrainingError, match="loss of step 8"):
-            build("SAILER", make_peaks, make_multiome).train(run_dir=tmp_path, save_every_n_steps=1, **options)
-    resumed = build("SAILER", make_peaks, make_multiome)
+            build("SAILER", make_peaks).train(run_dir=tmp_path, save_every_n_steps=1, **options)
+    resumed = build("SAILER", make_peaks)
     resumed.train(run_dir=tmp_path, save_every_n_steps=1, **options)
     assert same_weights(whole.module.state_dict(), resumed.module.state_dict())
 
@@ -224,12 +219,10 @@ def test_a_second_ctrl_c_interrupts(model, at_step, options):
     assert not model.module.training
 
 
-def test_a_run_that_was_interrupted_goes_on_where_it_was(
-    make_peaks, make_multiome, options, tmp_path, same_weights, monkeypatch
-):
-    whole = build("SAILER", make_peaks, make_multiome)
+def test_a_run_that_was_interrupted_goes_on_where_it_was(make_peaks, options, tmp_path, same_weights, monkeypatch):
+    whole = build("SAILER", make_peaks)
     whole.train(**options)
-    model = build("SAILER", make_peaks, make_multiome)
+    model = build("SAILER", make_peaks)
     with monkeypatch.context() as patch:
         before = TrainingPlan.training_step
 
@@ -241,7 +234,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(
         patch.setattr(TrainingPlan, "training_step", press)
         model.train(run_dir=tmp_path, **options)
     assert len(model.history["train_loss"]) == 2
-    resumed = build("SAILER", make_peaks, make_multiome)
+    resumed = build("SAILER", make_peaks)
     resumed.train(run_dir=tmp_path, **options)
     assert same_weights(whole.module.state_dict(), resumed.module.state_dict())
     assert resumed.history["train_loss"].equals(whole.history["train_loss"])
@@ -250,7 +243,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(
 def train_until_interrupted(folder):
     """Train for a long time; the parent sends SIGINT."""
     shared = runpy.run_path(CONFTEST)
-    model = build("SAILER", shared["peaks"], shared["multiome"])
+    model = build("SAILER", shared["peaks"])
     before = TrainingPlan.on_train_epoch_end
 
     def patched(plan):

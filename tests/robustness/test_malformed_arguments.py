@@ -42,8 +42,30 @@ ALIGNMENT = {
     "sampler": [("neighbours", "Did you mean 'neighbors'"), ("random", "'shuffle', 'neighbors'")],
     "fuse_reference": [("yes", "'yes'"), (1, "fuse_reference=1")],
 }
+TRACKS = {
+    "n_latent": COMMON["n_latent"],
+    "n_hidden": [(0, "at least 1"), ((4, 3), "tuple"), (2.5, "float"), ("ab", "str")],
+    "n_layers": [(0, "at least 1"), (4, "at most 3"), (1.5, "float")],
+    "dropout_rate": COMMON["dropout_rate"],
+    "likelihood": [("poison", "Did you mean 'poisson'"), ("normal", "'poisson', 'nb'"), (3, "likelihood=3")],
+    "modality_dropout_rate": [(1.0, "below 1"), (-0.1, "at least 0"), (np.nan, "finite"), ("0.3", "str")],
+    "kl_scale": [(-1, "at least 0"), (np.inf, "finite"), ("1", "str")],
+    "batch_norm_momentum": COMMON["batch_norm_momentum"],
+    "batch_norm_eps": COMMON["batch_norm_eps"],
+    "seed": COMMON["seed"],
+}
+CONVOLUTIONS = {
+    "kernel_size": [(0, "at least 1"), (3, "smaller than stride"), (5.5, "float"), ("31", "str")],
+    "stride": [(0, "at least 1"), (32, "smaller than stride"), (True, "bool")],
+    "n_filters": [((), "one a layer"), ((4, 4), "one a layer"), (8, "one a layer"), ((0,), "at least 1"), ("4", "'4'")],
+    "boundaries": [("gaps", "Did you mean 'gap'"), ("chromosomes", "'chromosome'"), (1, "boundaries=1")],
+    "mask_channels": [("yes", "'True', 'False'"), (3, "mask_channels=3")],
+}
 CONSTRUCTOR = [("SAILER", n, v, w) for n, rows in COMMON.items() for v, w in rows]
 CONSTRUCTOR += [("SAILERX", n, v, w) for n, rows in (COMMON | ALIGNMENT).items() for v, w in rows]
+CONSTRUCTOR += [("FCVAE", n, v, w) for n, rows in TRACKS.items() for v, w in rows]
+CONSTRUCTOR += [("ConvNetVAE", n, v, w) for n, rows in (TRACKS | CONVOLUTIONS).items() for v, w in rows]
+KINDS = ["SAILER", "SAILERX", "ConvNetVAE", "FCVAE"]
 TRAINING = {
     "max_epochs": [(0, "at least 1"), (-1, "at least 1"), (1.5, "float"), ("10", "str"), (True, "bool")],
     "lr": [(0.0, "above 0"), (-1e-3, "above 0"), (np.nan, "finite"), ("fast", "str")],
@@ -108,7 +130,13 @@ BAD_GETTERS = {
 def build(name, adata, **arguments):
     kind = getattr(epivi, name)
     kind.setup_anndata(adata, batch_key="batch", **({"reference_key": "X_ref"} if name == "SAILERX" else {}))
-    return kind(adata, **({"n_latent": 2, "n_hidden": (4, 3)} | arguments))
+    return kind(adata, **({"n_latent": 2, "n_hidden": (4, 3) if name.startswith("SAILER") else 4} | arguments))
+
+
+@pytest.fixture(scope="module")
+def data_of(make_peaks, make_tracks):
+    """Makes an AnnData for a kind of model."""
+    return lambda name: make_peaks() if name.startswith("SAILER") else make_tracks()
 
 
 @pytest.fixture(scope="module", params=["SAILER", "SAILERX"])
@@ -119,21 +147,21 @@ def trained(request, make_peaks, quiet):
 
 
 def test_there_are_enough_cases():
-    assert min(sum(case[0] == name for case in CONSTRUCTOR) for name in ("SAILER", "SAILERX")) >= 40
+    assert min(sum(case[0] == name for case in CONSTRUCTOR) for name in KINDS) >= 30
     assert len(BAD_TRAINING) >= 50
 
 
 @pytest.mark.parametrize(("model", "name", "value", "words"), CONSTRUCTOR)
-def test_arguments_of_the_constructor(make_peaks, model, name, value, words):
+def test_arguments_of_the_constructor(data_of, model, name, value, words):
     with pytest.raises(ConfigError) as caught:
-        build(model, make_peaks(), **{name: value})
+        build(model, data_of(model), **{name: value})
     assert name in str(caught.value)
     assert words in str(caught.value)
 
 
-@pytest.fixture(scope="module", params=["SAILER", "SAILERX"])
-def untrained(request, make_peaks):
-    return build(request.param, make_peaks())
+@pytest.fixture(scope="module", params=KINDS)
+def untrained(request, data_of):
+    return build(request.param, data_of(request.param))
 
 
 @pytest.mark.parametrize(("name", "value", "words"), BAD_TRAINING)
@@ -164,7 +192,7 @@ def test_an_encoder_by_chromosome_needs_chromosomes(make_peaks, make_multiome):
 
 
 def test_a_model_needs_data():
-    for kind in (epivi.SAILER, epivi.SAILERX):
+    for kind in (getattr(epivi, name) for name in KINDS):
         with pytest.raises(ConfigError, match="needs data"):
             kind()
 

@@ -15,7 +15,15 @@ from epivi._errors import CheckpointError
 
 # the child has no fixtures: the data come from the same file
 CONFTEST = str(Path(__file__).parent / "conftest.py")
-KINDS = ["SAILER", "SAILERX"]
+KINDS = ["SAILER", "SAILERX", "ConvNetVAE", "FCVAE"]
+SAILERS = {"n_latent": 2, "n_hidden": (4, 3), "dropout_rate": 0.1, "input_dropout_rate": 0.1, "seed": 1}
+TRACKS = {"n_latent": 2, "n_hidden": 4, "dropout_rate": 0.1, "modality_dropout_rate": 0.3, "seed": 1}
+OPTIONS = {
+    "SAILER": SAILERS,
+    "SAILERX": SAILERS,
+    "ConvNetVAE": TRACKS | {"kernel_size": 5, "stride": 3, "n_filters": (3,)},
+    "FCVAE": TRACKS | {"likelihood": "nb"},
+}
 ARGUMENTS = {"max_epochs": 5, "batch_size": 8, "early_stopping_patience": 30}
 
 
@@ -23,13 +31,10 @@ def build(kind, **arguments):
     import epivi
 
     shared = runpy.run_path(CONFTEST)
-    data = shared["peaks"]() if kind == "SAILER" else shared["multiome"]()
-    if kind == "SAILER":
-        epivi.SAILER.setup_anndata(data, batch_key="batch")
-    else:
-        epivi.SAILERX.setup_mudata(data, batch_key="batch")
-    options = {"n_latent": 2, "n_hidden": (4, 3), "dropout_rate": 0.1, "input_dropout_rate": 0.1, "seed": 1}
-    return getattr(epivi, kind)(data, **(options | arguments)), shared["QUIET"] | {"plan_kwargs": shared["FLAT"]}
+    data = shared[{"SAILER": "peaks", "SAILERX": "multiome"}.get(kind, "tracks")]()
+    cls = getattr(epivi, kind)
+    (cls.setup_mudata if kind == "SAILERX" else cls.setup_anndata)(data, batch_key="batch")
+    return cls(data, **(OPTIONS[kind] | arguments)), shared["QUIET"] | {"plan_kwargs": shared["FLAT"]}
 
 
 def train(kind, run_dir, out, *, kill_at=None, kill_in=None, pause=0.0, **arguments):
@@ -133,6 +138,11 @@ def test_a_killed_run_ends_as_one_that_was_not(killed):
 
 def test_a_killed_run_of_a_multiome_ends_as_one_that_was_not(killed):
     killed("SAILERX", [{"kill_at": 13}], save_every_n_steps=1)
+
+
+@pytest.mark.parametrize("kind", ["ConvNetVAE", "FCVAE"])
+def test_a_killed_run_of_tracks_ends_as_one_that_was_not(killed, kind):
+    killed(kind, [({"kill_at": 8}, {"kill_at": 20})], save_every_n_steps=1)
 
 
 def test_without_saves_inside_epochs_the_last_epoch_is_trained_anew(killed):

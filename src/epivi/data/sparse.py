@@ -181,10 +181,14 @@ class SparseDataManager(AnnDataManager):
         return Subset(dataset, (np.flatnonzero(rows) if rows.dtype == bool else rows).tolist())
 
     def _reader(self, key: str) -> Reader:
+        state = self.registry["field_registries"][key]["state_registry"]
+        for field in self.fields:
+            # fields of other shapes than a matrix or an array know how they are read
+            if field.registry_key == key and hasattr(field, "make_reader"):
+                return field.make_reader(self.adata, state)
         array = self.get_from_registry(key)
         mod_key = getattr(self.data_registry[key], "mod_key", None)
         row_map = None if mod_key is None else modality_rows(self.adata, mod_key)
-        state = self.registry["field_registries"][key]["state_registry"]
         if INDEXER in state:
             indexer = state[INDEXER]
             return SparseReader(array, indexer=None if indexer is None else np.asarray(indexer), row_map=row_map)

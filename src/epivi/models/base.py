@@ -151,7 +151,8 @@ class EpiModel(SavingMixin):
         }
         known = inspect.signature(self.train).parameters
         check_run_arguments(run_dir, save_every_n_steps, num_workers, trainer_kwargs, known)
-        config = TrainingConfig.merged({"seed": self.seed}, self.config.training_defaults, plan_kwargs, direct)
+        defaults = self.config.training_defaults(self.adata.n_obs)
+        config = TrainingConfig.merged({"seed": self.seed}, defaults, plan_kwargs, direct)
         self._validate_anndata(self.adata)
         run_training(
             self,

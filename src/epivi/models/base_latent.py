@@ -11,7 +11,7 @@ from epivi._errors import ConfigError, nearest
 from epivi.models.base import EpiModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from anndata import AnnData
@@ -51,13 +51,17 @@ class LatentMixin(EpiModel):
         """
         self._check_if_trained(warn=True)
         _, _, batches = self._batches(adata, indices, batch_size)
+        mean_nd, variance_nd = self._posterior(batches)
+        return (mean_nd, variance_nd) if return_dist else mean_nd
+
+    def _posterior(self, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+        """Return means and variances of the posterior over batches, both of shape (n, d)."""
         means, variances = [], []
         for batch in batches:
             qz = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)["qz"]
             means.append(qz.loc.cpu())
             variances.append(qz.scale.square().cpu())
-        mean_nd = torch.cat(means).numpy()
-        return (mean_nd, torch.cat(variances).numpy()) if return_dist else mean_nd
+        return torch.cat(means).numpy(), torch.cat(variances).numpy()
 
     @property
     def batch_categories(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from epivi.pp.bins import select_bins
 from epivi.pp.features import (
     filter_cells,
     filter_peaks,
@@ -10,6 +11,8 @@ from epivi.pp.features import (
     peak_names,
     reads_to_fragments,
 )
+from epivi.pp.fragments import fragments
+from epivi.pp.genes import read_genes
 from epivi.pp.genome import (
     chrom_sizes,
     drop_blacklisted,
@@ -20,12 +23,14 @@ from epivi.pp.genome import (
     tile,
 )
 from epivi.pp.reference import lsi, rna_reference
+from epivi.pp.tracks import stack_tracks
 
 __all__ = [
     "chrom_sizes",
     "drop_blacklisted",
     "filter_cells",
     "filter_peaks",
+    "fragments",
     "lsi",
     "natural_chromosome_order",
     "order_by_chromosome",
@@ -34,7 +39,10 @@ __all__ = [
     "peak_names",
     "read_bed",
     "read_blacklist",
+    "read_genes",
     "reads_to_fragments",
     "rna_reference",
+    "select_bins",
+    "stack_tracks",
     "tile",
 ]

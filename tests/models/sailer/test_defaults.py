@@ -30,13 +30,13 @@ def test_encoder_by_data(encoder, has_chromosomes, open_per_peak, expected) -> N
 def test_values_of_the_user_win_over_those_of_the_encoder() -> None:
     chosen = {"encoder": "linear", "n_latent": 7, "kl_scale": None, "open_weight": 2.0}
     config = SailerConfig.chosen(chosen, has_chromosomes=True, open_per_peak=1.0)
-    assert (config.n_latent, config.kl_scale, config.open_weight, config.input_transform) == (7, 0.3, 2.0, "tfidf")
+    assert (config.n_latent, config.kl_scale, config.open_weight, config.input_transform) == (7, 0.1, 2.0, "tfidf")
 
 
 def test_sailerx_defaults_of_the_linear_encoder() -> None:
     config = SailerxConfig.chosen({"encoder": "linear"}, has_chromosomes=True, open_per_peak=1.0)
     assert (config.n_latent, config.kl_scale, config.align_weight) == (50, 1.0, 2000.0)
-    assert config.training_defaults["batch_size"] == 200
+    assert config.training_defaults(500)["batch_size"] == 200
     assert SailerxConfig().align_weight == 0.457
 
 

@@ -62,9 +62,9 @@ def test_the_automatic_weight_is_that_of_the_density_of_the_data(make, simulated
 
 def test_defaults_of_the_linear_encoder(make):
     config = make(encoder="linear").config
-    assert (config.input_transform, config.input_dropout_rate, config.open_weight) == ("tfidf", 0.5, 1.0)
+    assert (config.input_transform, config.input_dropout_rate, config.open_weight) == ("tfidf", 0.75, 1.0)
     config = make(encoder="linear", input_transform="binary", open_weight="auto").config
-    assert (config.input_transform, config.input_dropout_rate, config.open_weight) == ("binary", 0.5, "auto")
+    assert (config.input_transform, config.input_dropout_rate, config.open_weight) == ("binary", 0.75, "auto")
 
 
 def test_a_wrong_argument_is_refused_before_the_data_are_touched(adata):

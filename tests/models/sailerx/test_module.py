@@ -3,14 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Normal
 
 from epivi._errors import DataError
 from epivi._keys import BATCH_ALIGN_WEIGHT, BATCH_HAS_REFERENCE, BATCH_REFERENCE
 from epivi.models.sailer.config import SailerConfig
 from epivi.models.sailer.module import SailerModule
 from epivi.models.sailerx.config import SailerxConfig
-from epivi.models.sailerx.module import SailerxModule, product_of_experts
+from epivi.models.sailerx.module import SailerxModule
 from epivi.nn.covariates import DecoderCovariates
 from epivi.nn.linear import PeakBlocks
 
@@ -112,21 +111,6 @@ def test_the_loss_is_that_of_any_rotation_and_scale_of_the_reference(batch):
     rotation = torch.linalg.qr(torch.randn(R, R, dtype=torch.double, generator=torch.Generator().manual_seed(0)))[0]
     turned = batch | {BATCH_REFERENCE: 7.0 * batch[BATCH_REFERENCE] @ rotation}
     torch.testing.assert_close(run(module, turned)[2].loss, run(module, batch)[2].loss, rtol=1e-10, atol=0)
-
-
-def test_a_product_of_experts_is_the_normalised_product_of_densities():
-    mean, other = torch.tensor([[0.3]], dtype=torch.double), torch.tensor([[-1.1]], dtype=torch.double)
-    logvar, other_logvar = torch.tensor([[0.4]], dtype=torch.double), torch.tensor([[-0.7]], dtype=torch.double)
-    m, v = product_of_experts(mean, logvar, other, other_logvar, torch.ones(1, dtype=torch.double))
-    grid = torch.linspace(-15, 15, 200_001, dtype=torch.double)
-    density = (
-        Normal(mean[0], (logvar[0] / 2).exp()).log_prob(grid)
-        + Normal(other[0], (other_logvar[0] / 2).exp()).log_prob(grid)
-    ).exp()
-    density = density / density.sum()
-    expected = (density * grid).sum()
-    assert m.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert v.exp().item() == pytest.approx((density * (grid - expected) ** 2).sum().item(), rel=1e-6)
 
 
 def test_fused_posteriors_are_products_and_hidden_references_leave_the_atac(batch):

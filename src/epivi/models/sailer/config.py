@@ -20,13 +20,15 @@ OPEN_WEIGHT_CAP = 30.0
 LINEAR_BELOW = 128.0
 LINEAR_DEFAULTS = {
     "input_transform": "tfidf",
-    "input_dropout_rate": 0.5,
+    "input_dropout_rate": 0.75,
     "open_weight": 1.0,
     "n_latent": 20,
-    "kl_scale": 0.3,
+    "kl_scale": 0.1,
 }
-# few cells: all of them train, for a fixed time
-LINEAR_TRAINING = {"lr": 3e-3, "max_epochs": 110, "train_size": 1.0, "early_stopping": False}
+# few cells: all of them train, until so many cells were shown, within limits of the number of epochs
+LINEAR_TRAINING = {"lr": 3e-3, "train_size": 1.0, "early_stopping": False}
+LINEAR_CELLS_SHOWN = 262_000
+LINEAR_EPOCHS = (60, 250)
 HIDDEN = {"chromosome": (64, 32), "dense": (1000, 100), "linear": (1000, 100)}
 
 
@@ -90,10 +92,18 @@ class SailerConfig:
         """Return the defaults of an encoder that differ from those of the class."""
         return dict(LINEAR_DEFAULTS) if encoder == "linear" else {}
 
-    @property
-    def training_defaults(self) -> dict[str, Any]:
-        """Defaults of the training that suit the network."""
-        return dict(LINEAR_TRAINING) if self.encoder == "linear" else {}
+    def training_defaults(self, n_obs: int) -> dict[str, Any]:
+        """Return the defaults of a training on so many cells that suit the network.
+
+        Examples
+        --------
+        >>> SailerConfig(encoder="linear").training_defaults(1_000)["max_epochs"]
+        250
+        """
+        if self.encoder != "linear":
+            return {}
+        low, high = LINEAR_EPOCHS
+        return LINEAR_TRAINING | {"max_epochs": min(max(LINEAR_CELLS_SHOWN // max(n_obs, 1), low), high)}
 
     def __post_init__(self) -> None:
         _validate.check_choice(self.encoder, "encoder", ENCODERS)

@@ -59,14 +59,14 @@ class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
         What the encoder reads: ``"binary"`` open peaks as in the paper, or ``"tfidf"``, open peaks weighted by inverse
         document frequency in rows of equal length. By default ``"tfidf"`` for the linear encoder, else ``"binary"``.
     input_dropout_rate
-        Share of open peaks hidden from the encoder in training; by default 0.5 for the linear encoder, else 0.
+        Share of open peaks hidden from the encoder in training; by default 0.75 for the linear encoder, else 0.
     open_weight
         Weight omega of open entries in the likelihood; ``"auto"`` is the ratio of closed to open entries, at most 30.
         Probabilities are calibrated for it. By default 1 for the linear encoder, else ``"auto"``.
     invariance_weight
         Weight lambda of the information term.
     kl_scale
-        Factor of both KL terms against the reconstruction; 1 in the paper, and by default 0.3 for the linear encoder.
+        Factor of both KL terms against the reconstruction; 1 in the paper, and by default 0.1 for the linear encoder.
     information_bound
         ``"pairwise"`` (the paper), ``"mixture"`` (Kolchinsky and Tracey, tighter but a worse regulariser) or
         ``"none"``.

@@ -39,11 +39,10 @@ class SailerxConfig(SailerConfig):
         defaults = SailerConfig.encoder_defaults(encoder)
         return defaults | LINEAR_DEFAULTS if encoder == "linear" else defaults
 
-    @property
-    def training_defaults(self) -> dict[str, Any]:
-        """Defaults of the training that suit the network."""
+    def training_defaults(self, n_obs: int) -> dict[str, Any]:
+        """Return the defaults of a training on so many cells that suit the network."""
         more = {"max_epochs": 60} if self.encoder == "linear" else {}
-        return super().training_defaults | {"batch_size": 200} | more
+        return super().training_defaults(n_obs) | {"batch_size": 200} | more
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,6 +15,7 @@ from torch.distributions import Normal
 from epivi._errors import DataError
 from epivi._keys import BATCH_ALIGN_WEIGHT, BATCH_HAS_REFERENCE, BATCH_REFERENCE
 from epivi.models.sailer.module import SailerModule
+from epivi.nn.experts import product_of_experts
 from epivi.nn.mlp import ReferenceExpert
 from epivi.objectives.alignment import alignment_loss
 
@@ -81,7 +82,10 @@ class SailerxModule(SailerModule):
             has_b = has_b * (torch.rand_like(has_b) < KEEP_REFERENCE)
         expert_mean_bd, expert_logvar_bd = self.expert(reference_br)
         mean_bd, logvar_bd = product_of_experts(
-            outputs["mean_bd"], outputs["logvar_bd"], expert_mean_bd, expert_logvar_bd, has_b
+            torch.stack([outputs["mean_bd"], expert_mean_bd], dim=1),
+            torch.stack([outputs["logvar_bd"], expert_logvar_bd], dim=1),
+            torch.stack([torch.ones_like(has_b), has_b], dim=1),
+            prior=False,
         )
         sd_bd = (0.5 * logvar_bd).exp()
         z_bd = mean_bd if deterministic else mean_bd + sd_bd * torch.randn_like(mean_bd)
@@ -111,20 +115,3 @@ class SailerxModule(SailerModule):
             extra_metrics=output.extra_metrics | {"align_loss": align_loss.detach()},
             n_obs_minibatch=output.n_obs_minibatch,
         )
-
-
-def product_of_experts(
-    mean_bd: Tensor, logvar_bd: Tensor, other_mean_bd: Tensor, other_logvar_bd: Tensor, has_b: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return mean and log variance of the product of two Gaussians; of the first alone where ``has_b`` is 0.
-
-    Examples
-    --------
-    >>> zero, one = torch.zeros(1, 1), torch.ones(1, 1)
-    >>> [x.exp().item() for x in product_of_experts(zero, zero, one, zero, torch.ones(1))]
-    [1.6487212181091309, 0.5]
-    """
-    precision_bd = (-logvar_bd).exp()
-    other_bd = (-other_logvar_bd).exp() * has_b.unsqueeze(1)
-    total_bd = precision_bd + other_bd
-    return (mean_bd * precision_bd + other_mean_bd * other_bd) / total_bd, -total_bd.log()
