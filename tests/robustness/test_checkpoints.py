@@ -95,13 +95,14 @@ def seal(folder):
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
-def test_a_thousand_flipped_bits_are_all_noticed(model, load, copied):
+def test_flipped_bits_are_all_noticed(model, load, copied):
+    n_flips = 1000 if isinstance(model, epivi.SAILER) else 200  # the files have one form
     rng = np.random.default_rng(0)
     files = [copied / name for name in (WEIGHTS, METADATA, MANIFEST)]
     contents = [path.read_bytes() for path in files]
     shares = np.array([len(raw) for raw in contents], dtype=float) ** 0.5
     n_noticed = 0
-    for which in rng.choice(len(files), size=1000, p=shares / shares.sum()):
+    for which in rng.choice(len(files), size=n_flips, p=shares / shares.sum()):
         raw = bytearray(contents[which])
         raw[rng.integers(len(raw))] ^= 1 << rng.integers(8)
         files[which].write_bytes(raw)
@@ -109,7 +110,7 @@ def test_a_thousand_flipped_bits_are_all_noticed(model, load, copied):
             load(copied, adata=False)
         n_noticed += 1
         files[which].write_bytes(contents[which])
-    assert n_noticed == 1000
+    assert n_noticed == n_flips
     loaded = load(copied, adata=model.adata)
     assert np.array_equal(loaded.get_latent_representation(), model.get_latent_representation())
 

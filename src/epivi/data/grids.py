@@ -244,7 +244,7 @@ def segments(grid: TrackGrid, boundaries: str = "chromosome") -> list[int]:
         Bins.
     boundaries
         ``"none"``: one run. ``"chromosome"``: a run for each chromosome. ``"gap"``: a run also ends where the next bin
-        does not start at the end of the last.
+        starts more than half a bin after the end of the last; less than that is what lifting between genomes leaves.
 
     Raises
     ------
@@ -264,7 +264,7 @@ def segments(grid: TrackGrid, boundaries: str = "chromosome") -> list[int]:
         return [grid.n_bins]
     new = grid.chrom[1:] != grid.chrom[:-1]
     if boundaries == "gap":
-        new |= grid.start[1:] != grid.end[:-1]
+        new |= 2 * (grid.start[1:] - grid.end[:-1]) > grid.bin_size_bp
     edges = np.concatenate([[0], np.flatnonzero(new) + 1, [grid.n_bins]])
     return [int(n) for n in np.diff(edges)]
 

@@ -7,7 +7,7 @@ o non-zeros, d latent dimensions, k covariates.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -243,7 +243,7 @@ def log_counts(groups: list[ChannelGroup], seen_bc: Tensor) -> list[ChannelGroup
     return result
 
 
-def linear_joined(layer: nn.Linear, x_bi: Tensor, covariates_bk: Tensor) -> Tensor:
+def linear_joined(layer: nn.Module, x_bi: Tensor, covariates_bk: Tensor) -> Tensor:
     """Return a linear layer of inputs and covariates side by side, added up part by part.
 
     So a column of zeros, as a query appends for a new batch, changes no bit of the result.
@@ -255,8 +255,9 @@ def linear_joined(layer: nn.Linear, x_bi: Tensor, covariates_bk: Tensor) -> Tens
     >>> bool(torch.isclose(linear_joined(layer, x[:, :2], x[:, 2:]), layer(x)))
     True
     """
-    weight_oi, weight_ok = layer.weight.split([x_bi.shape[1], covariates_bk.shape[1]], dim=1)
-    out_bo = nn.functional.linear(x_bi, weight_oi, layer.bias)
+    weights: Any = layer.weight
+    weight_oi, weight_ok = weights.split([x_bi.shape[1], covariates_bk.shape[1]], dim=1)
+    out_bo = nn.functional.linear(x_bi, weight_oi, cast("Tensor", layer.bias))
     return out_bo + covariates_bk @ weight_ok.t() if covariates_bk.shape[1] else out_bo
 
 

@@ -82,8 +82,9 @@ class SAILERX(SAILER):
     fuse_reference
         Beyond the paper: the posterior of a cell with a reference is the product of the ATAC expert and an expert on
         the reference. Off by default; the latent of such cells then contains the reference itself.
-    encoder, n_hidden, dropout_rate, input_transform, input_dropout_rate, open_weight, invariance_weight, kl_scale, \
-kl_scale, information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_eps, seed
+    encoder, n_hidden, dropout_rate, input_transform, input_dropout_rate, open_weight, invariance_weight, kl_scale
+        As in :class:`epivi.SAILER`.
+    information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_eps, seed
         As in :class:`epivi.SAILER`.
 
     Raises
@@ -308,8 +309,9 @@ kl_scale, information_bound, loss_preset, use_covariates, batch_norm_momentum, b
             Cells × peaks.
         reference_key
             Key of obsm that holds the reference; rows of NaN have none.
-        layer, batch_key, labels_key, depth_key, categorical_covariate_keys, continuous_covariate_keys, chrom_key, \
-kwargs
+        layer, batch_key, labels_key, depth_key, chrom_key, kwargs
+            As in :meth:`epivi.SAILER.setup_anndata`.
+        categorical_covariate_keys, continuous_covariate_keys
             As in :meth:`epivi.SAILER.setup_anndata`.
         rna_depth_key
             Column of obs with the RNA depth; without it every referenced cell has alignment weight 1.
