@@ -246,10 +246,26 @@ def main() -> int:
         print(f"test data not found: set EPIVI_TEST_DATA (missing sc/{chosen.name})", file=sys.stderr)
         return 2
     task = Multiome(chosen.name) if chosen.name in MULTIOMES else Accessibility(chosen.name)
-    folder = chosen.out / chosen.name
+    run_table(task.methods(), chosen.name, chosen)
+    return 0
+
+
+def run_table(methods: dict[str, Callable[[int], dict[str, float]]], name: str, chosen: argparse.Namespace) -> None:
+    """Run the methods and seeds that have no result yet, print and write the table.
+
+    Parameters
+    ----------
+    methods
+        Functions of the seed by name.
+    name
+        Folder of the results of single runs, and name of the table.
+    chosen
+        Arguments of the command line: ``out``, ``seeds`` and ``methods``.
+    """
+    folder = chosen.out / name
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for method, run in task.methods().items():
+    for method, run in methods.items():
         for seed in range(chosen.seeds):
             path = folder / f"{method.replace(' ', '_').replace(',', '')}-{seed}.json"
             if not path.is_file():
@@ -261,9 +277,8 @@ def main() -> int:
             rows.append({"method": method, **result})
     table = pd.DataFrame(rows).groupby("method", sort=False).agg(["mean", "std"])
     text = markdown(table)
-    (chosen.out / f"{chosen.name}.md").write_text(text)
+    (chosen.out / f"{name}.md").write_text(text)
     print(text)
-    return 0
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -1,6 +1,12 @@
-"""One thread for all tests: small arrays gain nothing from more, and a busy machine loses much."""
+"""One thread for all tests: small arrays gain nothing from more, and a busy machine loses much.
+
+numba may be imported before this file is read (anndata registers a plugin of pytest), and then refuses another value of
+NUMBA_NUM_THREADS; its threads are masked instead.
+"""
 
 import os
 
-for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
+import numba
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+numba.set_num_threads(1)

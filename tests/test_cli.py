@@ -25,7 +25,21 @@ def multiome():
 
 
 @pytest.fixture(scope="module")
-def files(multiome, tmp_path_factory):
+def tracks():
+    """Two types, two batches, two modalities of which some cells lack the second."""
+    settings = {
+        "n_bins": 60,
+        "n_modalities": 2,
+        "n_types": 2,
+        "n_batches": 2,
+        "batch_shift": 0.5,
+        "missing": {"ATAC": 0.3},
+    }
+    return {name: epivi.simulate.tracks(48, as_mudata=name == "h5mu", seed=1, **settings) for name in ("h5ad", "h5mu")}
+
+
+@pytest.fixture(scope="module")
+def files(multiome, tracks, tmp_path_factory):
     """Good and bad files."""
     folder = tmp_path_factory.mktemp("files")
     labelled = multiome.copy()
@@ -58,6 +72,13 @@ def files(multiome, tmp_path_factory):
     unlabelled = multiome.copy()
     unlabelled.obs = unlabelled.obs[[]]
     unlabelled.write(folder / "unlabelled.h5mu")
+    for ending, data in tracks.items():
+        data.write(folder / f"tracks.{ending}")
+    halves, undescribed = tracks["h5ad"].copy(), tracks["h5ad"].copy()
+    halves.obsm["tracks"] = halves.obsm["tracks"] * 0.5
+    halves.write(folder / "halves.h5ad")
+    del undescribed.uns["tracks"]
+    undescribed.write(folder / "undescribed.h5ad")
     return folder
 
 
@@ -118,6 +139,57 @@ BAD = {
     "log-normalised": (["fit", "sailer", "{in}/logs.h5ad", "--out", "{out}"], "not a whole number"),
     "out is a file": (["fit", "sailer", "{in}/good.h5ad", "--out", "{in}/cells.csv"], "cells.csv' is a file"),
     "out below a file": (["fit", "sailer", "{in}/good.h5ad", "--out", "{in}/cells.csv/x"], "cells.csv' is a file"),
+    "encoder of tracks": (
+        ["fit", "convnetvae", "{in}/tracks.h5ad", "--out", "{out}", "--encoder", "auto"],
+        "--encoder is no option of convnetvae, which has --tracks-key, --modalities",
+    ),
+    "kernel of experts": (
+        ["fit", "fcvae", "{in}/tracks.h5ad", "--out", "{out}", "--kernel-size", "5"],
+        "--kernel-size is no option of fcvae",
+    ),
+    "tracks of sailer": (
+        ["fit", "sailer", "{in}/good.h5ad", "--out", "{out}", "--tracks-key", "tracks"],
+        "--tracks-key is no option of sailer",
+    ),
+    "RNA of sailer": (["fit", "sailer", "{in}/good.h5mu", "--out", "{out}", "--rna", "rna"], "--rna is no option of"),
+    "stride above kernel": (
+        ["fit", "convnetvae", "{in}/nothing.h5ad", "--out", "{out}", "--kernel-size", "5", "--stride", "6"],
+        "kernel_size (5) is smaller than stride (6)",
+    ),
+    "likelihood": (
+        ["fit", "fcvae", "{in}/nothing.h5ad", "--out", "{out}", "--likelihood", "poison"],
+        "Did you mean 'poisson'",
+    ),
+    "no tracks": (["fit", "convnetvae", "{in}/good.h5ad", "--out", "{out}"], "no entry 'tracks'"),
+    "other tracks": (
+        ["fit", "convnetvae", "{in}/tracks.h5ad", "--out", "{out}", "--tracks-key", "track"],
+        "Did you mean 'tracks'",
+    ),
+    "tracks without bins": (["fit", "fcvae", "{in}/undescribed.h5ad", "--out", "{out}"], "adata.uns"),
+    "halves": (["fit", "convnetvae", "{in}/halves.h5ad", "--out", "{out}"], "not a whole number"),
+    "unknown mark": (
+        ["fit", "convnetvae", "{in}/tracks.h5mu", "--out", "{out}", "--modalities", "H3K27ac", "ATACC"],
+        "Did you mean 'ATAC'",
+    ),
+    "mark twice": (
+        ["fit", "fcvae", "{in}/tracks.h5mu", "--out", "{out}", "--modalities", "ATAC", "ATAC"],
+        "'ATAC' twice",
+    ),
+    "modalities of an AnnData": (
+        ["fit", "fcvae", "{in}/tracks.h5ad", "--out", "{out}", "--modalities", "ATAC"],
+        "tracks.h5ad holds an AnnData (--tracks-key)",
+    ),
+    "array of a MuData": (
+        ["fit", "fcvae", "{in}/tracks.h5mu", "--out", "{out}", "--tracks-key", "tracks"],
+        "tracks.h5mu holds a MuData, whose modalities are read",
+    ),
+    "peaks and genes as tracks": (["fit", "convnetvae", "{in}/good.h5mu", "--out", "{out}"], "mdata['rna']"),
+    "tracks: batch": (
+        ["fit", "convnetvae", "{in}/tracks.h5mu", "--out", "{out}", "--batch-key", "bacth"],
+        "Did you mean 'batch'",
+    ),
+    "tracks: seed": (["fit", "fcvae", "{in}/tracks.h5ad", "--out", "{out}", "--seed", "-1"], "seed=-1"),
+    "tracks: cut": (["fit", "convnetvae", "{in}/cut.h5mu", "--out", "{out}"], "cut.h5mu cannot be read"),
     "demo: missing file": (["demo", "--data", "{in}/nothing.h5mu", "--out", "{out}"], "does not exist"),
     "demo: random bytes": (["demo", "--data", "{in}/random.h5mu", "--out", "{out}"], "cannot be read"),
     "demo: AnnData": (["demo", "--data", "{in}/good.h5ad", "--out", "{out}"], "needs a MuData"),
@@ -143,7 +215,8 @@ def test_what_cannot_be_done_is_said_in_one_line(name, files, capsys, tmp_path, 
     before = tree(tmp_path), tree(files)
     code = main([word.format(**{"in": files, "out": tmp_path / "out"}) for word in arguments])
     printed = capsys.readouterr()
-    lines = printed.err.splitlines()
+    # what a setup chose by itself may have been logged before
+    lines = [line for line in printed.err.splitlines() if not line.startswith("INFO: ")]
     assert code == 2, printed.err
     assert len(lines) == 1
     assert lines[0].startswith("epivi: error: ")
@@ -183,20 +256,31 @@ def test_logging_and_warnings_stay_as_they_were():
     assert after == before
 
 
-@pytest.mark.parametrize("model", ["sailer", "sailerx"])
-def test_fit_writes_model_latent_and_history_once(model, files, multiome, capsys, tmp_path):
-    file = files / ("good.h5ad" if model == "sailer" else "good.h5mu")
-    arguments = ["fit", model, str(file), "--out", str(tmp_path / "out"), "--batch-key", "batch", *SMALL]
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("sailer", "good.h5ad"),
+        ("sailerx", "good.h5mu"),
+        ("convnetvae", "tracks.h5ad"),
+        ("convnetvae", "tracks.h5mu"),
+        ("fcvae", "tracks.h5mu"),
+    ],
+)
+def test_fit_writes_model_latent_and_history_once(model, name, files, multiome, tracks, capsys, tmp_path):
+    arguments = ["fit", model, str(files / name), "--out", str(tmp_path / "out"), "--batch-key", "batch", *SMALL]
     assert main(arguments) == 0
     assert "Wrote" in capsys.readouterr().out
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == ["history.csv", "latent.csv", "model"]
-    data = multiome.mod["atac"].copy() if model == "sailer" else multiome.copy()
-    loaded = (epivi.SAILER if model == "sailer" else epivi.SAILERX).load(out / "model", data)
+    kinds = {"sailer": epivi.SAILER, "sailerx": epivi.SAILERX, "convnetvae": epivi.ConvNetVAE, "fcvae": epivi.FCVAE}
+    data = tracks[name.split(".")[1]] if "tracks" in name else multiome.mod["atac"] if model == "sailer" else multiome
+    data = data.copy()
+    loaded = kinds[model].load(out / "model", data)
+    assert loaded.summary_stats.n_batch == 2
     latent = pd.read_csv(out / "latent.csv", index_col=0)
     assert latent.index.tolist() == data.obs_names.tolist()
     assert latent.columns.tolist() == ["latent_0", "latent_1"]
-    np.testing.assert_allclose(latent.to_numpy(), loaded.get_latent_representation(), rtol=1e-5)
+    np.testing.assert_allclose(latent.to_numpy(), loaded.get_latent_representation(), rtol=1e-5, atol=1e-7)
     history = pd.read_csv(out / "history.csv", index_col="epoch")
     assert history.index.tolist() == [0, 1]
     assert {"train_loss", "kl_weight", "elbo_train"} <= set(history)
@@ -207,6 +291,17 @@ def test_fit_writes_model_latent_and_history_once(model, files, multiome, capsys
     assert main(["fit", model, str(files / "random.h5ad"), "--out", str(out)]) == 2
     assert main([*arguments[:-2], "--accelerator", "gpuu"]) == 2
     assert tree(out) == before
+
+
+def test_fit_hands_the_options_of_tracks_on(files, tmp_path):
+    out = tmp_path / "out"
+    chosen = ["--kernel-size", "5", "--stride", "4", "--n-layers", "2", "--likelihood", "nb", "--seed", "7"]
+    chosen += ["--modalities", "ATAC", "H3K27ac"]
+    assert main(["fit", "convnetvae", str(files / "tracks.h5mu"), "--out", str(out), *chosen, *SMALL]) == 0
+    model = epivi.ConvNetVAE.load(out / "model", adata=False)
+    assert (model.config.kernel_size, model.config.stride, model.config.n_layers) == (5, 4, 2)
+    assert (model.config.likelihood, model.config.n_latent, model.seed) == ("nb", 2, 7)
+    assert model.layout.channels == ("ATAC", "H3K27ac")
 
 
 def test_fit_takes_a_modality_of_a_multiome(files, tmp_path):
@@ -224,8 +319,9 @@ def test_something_else_in_the_place_of_the_model_is_kept(files, capsys, tmp_pat
     assert tree(tmp_path) == before
 
 
-def test_an_interrupted_fit_goes_on_by_itself(files, capsys, tmp_path, monkeypatch):
-    arguments = ["fit", "sailer", str(files / "good.h5ad"), *SMALL, "--max-epochs", "4", "--save-every-n-steps", "1"]
+@pytest.mark.parametrize(("model", "name"), [("sailer", "good.h5ad"), ("convnetvae", "tracks.h5mu")])
+def test_an_interrupted_fit_goes_on_by_itself(model, name, files, capsys, tmp_path, monkeypatch):
+    arguments = ["fit", model, str(files / name), *SMALL, "--max-epochs", "4", "--save-every-n-steps", "1"]
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     before = TrainingPlan.on_train_batch_end
     with monkeypatch.context() as patch:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from epivi._errors import ConfigError, DataError, EpiviError, TrainingError
 from epivi._keys import MOD_ATAC, MOD_RNA, OBSM_LSI, OBSM_PCA, OBSM_SAILERX
+from epivi.cli_files import modality, read, replace
+from epivi.cli_fit import add_fit
 from epivi.train._atomic import check_folder
 from epivi.train.config import TrainingConfig
 
@@ -113,64 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)
 
-    fit = commands.add_parser("fit", help="train a model from a file; resumes an unfinished run")
-    fit.add_argument("model", choices=["sailer", "sailerx"])
-    fit.add_argument("file", type=Path, help=".h5ad (sailer) or .h5mu (sailerx, or sailer with --atac)")
-    fit.add_argument("--out", type=Path, required=True, help="folder of the run, the model and the latent")
-    for name in ("layer", "batch-key", "labels-key", "atac", "rna", "reference-key"):
-        fit.add_argument(f"--{name}")
-    for name in ("n-latent", "max-epochs", "batch-size", "save-every-n-steps"):
-        fit.add_argument(f"--{name}", type=int)
-    fit.add_argument("--encoder", default="auto", help="chromosome, dense, linear or auto")
-    fit.add_argument("--lr", type=float)
-    fit.add_argument("--seed", type=int, default=0)
-    fit.add_argument("--accelerator", default="auto")
-    fit.add_argument("--progress", action="store_true", help="show a progress bar")
-    fit.set_defaults(run=_fit)
+    add_fit(commands.add_parser("fit", help="train a model from a file; resumes an unfinished run"))
 
     doctor = commands.add_parser("doctor", help="print versions, devices and extras")
     doctor.set_defaults(run=_doctor)
     return parser
-
-
-def read(path: Path) -> Any:
-    """Read an .h5ad or .h5mu file.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, has another ending, or cannot be read.
-    """
-    if not path.is_file():
-        message = f"{path} does not exist or is no file."
-        raise DataError(message)
-    if path.suffix not in (".h5ad", ".h5mu"):
-        message = f"{path}: the ending must be .h5ad or .h5mu."
-        raise DataError(message)
-    import anndata
-    import mudata
-
-    try:
-        return anndata.read_h5ad(path) if path.suffix == ".h5ad" else mudata.read_h5mu(path)
-    except Exception as error:
-        message = f"{path} cannot be read: {type(error).__name__}: {error}"
-        raise DataError(message) from error
-
-
-def _modality(mdata: MuData, wanted: str | None, usual: str, flag: str) -> str:
-    """Return a modality by its name, its usual name, or as the only one that is left."""
-    if wanted is not None:
-        if wanted not in mdata.mod:
-            message = f"{flag} {wanted}: the file has the modalities {sorted(mdata.mod)}."
-            raise ConfigError(message)
-        return wanted
-    if usual in mdata.mod:
-        return usual
-    others = [name for name in mdata.mod if name not in (MOD_ATAC, MOD_RNA)]
-    if len(others) != 1:
-        message = f"The file has the modalities {sorted(mdata.mod)}: name one with {flag}."
-        raise ConfigError(message)
-    return others[0]
 
 
 def _column(mdata: MuData, wanted: str | None, usual: tuple[str, ...], flag: str) -> str | None:
@@ -195,8 +144,8 @@ def _demo(chosen: argparse.Namespace) -> None:
         if not hasattr(mdata, "mod"):
             message = f"{chosen.data} holds an AnnData; the demo needs a MuData with ATAC and RNA (.h5mu)."
             raise DataError(message)
-    atac = _modality(mdata, chosen.atac, MOD_ATAC, "--atac")
-    rna = _modality(mdata, chosen.rna, MOD_RNA, "--rna")
+    atac = modality(mdata, chosen.atac, MOD_ATAC, "--atac")
+    rna = modality(mdata, chosen.rna, MOD_RNA, "--rna")
     labels_key = _column(mdata, chosen.labels_key, LABELS, "--labels-key")
     batch_key = _column(mdata, chosen.batch_key, BATCHES, "--batch-key")
     if labels_key is None:
@@ -311,111 +260,15 @@ def _write_demo(out: Path, mdata: MuData, table: pd.DataFrame, labels_key: str) 
         if axis is axes[0] and axis.get_legend() is not None:
             axis.get_legend().remove()
     out.mkdir(parents=True, exist_ok=True)
-    _replace(out / "umap.png", lambda path: figure.savefig(path, dpi=120))
-    _replace(out / "metrics.csv", table.to_csv)
+    replace(out / "umap.png", lambda path: figure.savefig(path, dpi=120))
+    replace(out / "metrics.csv", table.to_csv)
     header = "| | " + " | ".join(table.columns) + " |\n|" + "---|" * (table.shape[1] + 1) + "\n"
     rows = "".join(
         f"| {name} | " + " | ".join("" if value != value else f"{value:.3g}" for value in row) + " |\n"
         for name, row in zip(table.index, table.to_numpy(), strict=True)
     )
-    _replace(out / "metrics.md", lambda path: path.write_text(header + rows))
-    _replace(out / "demo.h5mu", mdata.write)
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write a file beside its place, then move it there."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _fit(chosen: argparse.Namespace) -> None:
-    """Train a model from a file, resuming an unfinished run of the same folder."""
-    check_folder(chosen.out, "--out")
-    init = {key: getattr(chosen, key) for key in ("encoder", "n_latent") if getattr(chosen, key) is not None}
-    keys = {key: getattr(chosen, key) for key in ("batch_key", "labels_key")}
-    training = {key: getattr(chosen, key) for key in ("max_epochs", "batch_size", "lr", "save_every_n_steps")}
-    _check_fit(chosen, init, training)
-    import epivi
-    from epivi.train.checkpoint import is_checkpoint
-
-    kind: type[SAILER]
-    data = read(chosen.file)
-    target = chosen.out / "model"
-    if is_checkpoint(target):
-        print(f"{target} is finished; choose another --out to train anew.")
-        return
-    if target.exists():
-        message = f"{target} exists and is no model of epivi. Move it, or choose another --out."
-        raise ConfigError(message)
-    if chosen.model == "sailer":
-        if hasattr(data, "mod"):
-            data = data.mod[_modality(data, chosen.atac, MOD_ATAC, "--atac")].copy()
-        kind = epivi.SAILER
-        kind.setup_anndata(data, layer=chosen.layer, **keys)
-    else:
-        if not hasattr(data, "mod"):
-            message = f"{chosen.file} holds an AnnData; sailerx needs a MuData with ATAC and RNA (.h5mu)."
-            raise DataError(message)
-        kind = epivi.SAILERX
-        names = {"atac": _modality(data, chosen.atac, MOD_ATAC, "--atac")}
-        names["rna"] = _modality(data, chosen.rna, MOD_RNA, "--rna")
-        kind.setup_mudata(data, modalities=names, atac_layer=chosen.layer, reference_key=chosen.reference_key, **keys)
-    model = kind(data, seed=chosen.seed, **init)
-    model.train(
-        **training,
-        run_dir=chosen.out / "run",
-        accelerator=chosen.accelerator,
-        enable_progress_bar=chosen.progress,
-        **_distributed(),
-    )
-    if model.is_interrupted_:
-        message = f"The run is kept in {chosen.out / 'run'}: the same command goes on with it."
-        raise KeyboardInterrupt(message)
-    if int(os.environ.get("RANK", "0")) == 0:
-        _write_fit(chosen.out, model, data)
-
-
-def _check_fit(chosen: argparse.Namespace, init: dict[str, Any], training: dict[str, Any]) -> None:
-    """Check what can be checked before a file of many gigabytes is read."""
-    from epivi.models.base_arguments import check_run_arguments, parse_devices
-    from epivi.models.sailer.config import SailerConfig
-
-    SailerConfig.chosen(init, has_chromosomes=True, open_per_peak=0.0)
-    steps = training["save_every_n_steps"]
-    others = {key: value for key, value in training.items() if key != "save_every_n_steps"}
-    TrainingConfig.merged({"seed": chosen.seed}, others)
-    check_run_arguments(chosen.out, steps, 0, {}, ())
-    parse_devices(chosen.accelerator, "auto")
-
-
-def _distributed() -> dict[str, Any]:
-    """Return the trainer's arguments under torchrun, none otherwise."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        return {}
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    nodes = int(os.environ["WORLD_SIZE"]) // local
-    return {"strategy": "ddp_find_unused_parameters_true", "devices": local, "num_nodes": nodes}
-
-
-def _write_fit(out: Path, model: SAILER, data: Any) -> None:
-    """Write the model, its latent and its history; then the state of the run is no longer needed."""
-    import shutil
-
-    import pandas as pd
-
-    model.save(out / "model")
-    latent = pd.DataFrame(model.get_latent_representation(), index=data.obs_names)
-    latent.columns = [f"latent_{i}" for i in range(latent.shape[1])]
-    _replace(out / "latent.csv", latent.to_csv)
-    tables = list((model.history or {}).values())
-    if tables:
-        _replace(out / "history.csv", pd.concat(tables, axis=1).to_csv)
-    shutil.rmtree(out / "run", ignore_errors=True)
-    print(f"Wrote {out / 'model'}, latent.csv and history.csv.")
+    replace(out / "metrics.md", lambda path: path.write_text(header + rows))
+    replace(out / "demo.h5mu", mdata.write)
 
 
 def _doctor(chosen: argparse.Namespace) -> None:  # noqa: ARG001

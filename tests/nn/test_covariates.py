@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epivi.nn.covariates import DecoderCovariates
+from epivi.nn.covariates import Covariates, DecoderCovariates
 
 
 def test_columns_are_depth_continuous_categorical_and_batch_last():
@@ -91,3 +91,10 @@ def test_columns_of_fewer_categories_are_found_among_those_of_more(sizes, n_cont
         torch.randn(6, n_continuous) if n_continuous else None,
     )
     torch.testing.assert_close(new(*inputs)[:, new.columns_of(old)], old(*inputs))
+
+
+def test_columns_of_known_categories_include_those_without_a_column_before():
+    old = Covariates(n_batch=1, n_cats_per_cov=[2, 1], n_continuous=1)
+    new = Covariates(n_batch=3, n_cats_per_cov=[3, 1], n_continuous=1)
+    assert new.columns_of(old) == [0, 1, 2]
+    assert new.known_columns(old) == [0, 1, 2, 4]

@@ -20,10 +20,13 @@ from torch.utils.data import Dataset, Subset
 from epivi._errors import DataError
 from epivi._keys import BATCH_INDICES, BATCH_INDPTR, BATCH_ROWS, BATCH_VALUES
 from epivi.data.fields import INDEXER
+from epivi.data.restore import restored_on_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
+    from mudata import MuData
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -154,7 +157,24 @@ class BatchDataset(Dataset):
 
 
 class SparseDataManager(AnnDataManager):
-    """Manager of scvi-tools whose datasets keep sparse rows sparse."""
+    """Manager of scvi-tools whose datasets keep sparse rows sparse, and whose refusals leave the data as they were."""
+
+    def register_fields(
+        self, adata: AnnData | MuData, source_registry: dict | None = None, **transfer_kwargs: Any
+    ) -> None:
+        """Register all fields, or none: if one raises, columns of obs and entries of obsm are as before.
+
+        Parameters
+        ----------
+        adata
+            AnnData or MuData to register.
+        source_registry
+            Registry of the trained data, if their setup is transferred.
+        transfer_kwargs
+            How it is transferred.
+        """
+        with restored_on_error(adata):
+            super().register_fields(adata, source_registry, **transfer_kwargs)
 
     def create_torch_dataset(
         self,

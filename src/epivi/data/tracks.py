@@ -7,6 +7,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+from mudata import MuData
 from scvi.data.fields import BaseAnnDataField
 
 from epivi import _validate
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
-    from mudata import MuData
     from scipy import sparse
 
 logger = logging.getLogger(__name__)
@@ -331,7 +331,7 @@ class MuDataTracksField(_TracksFieldBase):
 
     def _find(self, data: MuData, trained: Sequence[str] | None = None) -> _Found:
         """Modalities that a query lacks are left out; in training data they are an error."""
-        if not hasattr(data, "mod"):
+        if not isinstance(data, MuData):  # a table has a method of the name mod
             message = f"{self.where} is a {type(data).__name__}, a MuData is needed. For an AnnData use setup_anndata."
             raise DataError(message)
         modalities = self._present(data, trained)

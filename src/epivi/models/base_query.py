@@ -77,9 +77,14 @@ class QueryMixin(EpiModel):
 
 
 def _widened(module: EpiModule, reference: EpiModule) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the state of a reference with zeros for new categories, and the new columns of each widened weight."""
+    """Return the state of a reference with zeros for new columns, and the columns of new categories of each weight.
+
+    The only category of a covariate has no column in the reference; here it gets one of zeros that stays, so that its
+    cells keep their outputs.
+    """
     state = {key: value.clone() for key, value in reference.state_dict().items()}
     kept = torch.tensor(module.covariates.columns_of(reference.covariates), dtype=torch.long)
+    known = torch.tensor(module.covariates.known_columns(reference.covariates), dtype=torch.long)
     weights = dict(module.named_parameters())
     new = {}
     for key, start in module.condition_weights.items():
@@ -88,5 +93,8 @@ def _widened(module: EpiModule, reference: EpiModule) -> tuple[dict[str, Tensor]
         is_new_k[start + kept] = False
         widened = torch.zeros_like(weights[key], device=state[key].device)
         widened[:, ~is_new_k] = state[key]
-        state[key], new[key] = widened, is_new_k
+        state[key] = widened
+        is_new_k[start + known] = False
+        if is_new_k.any():
+            new[key] = is_new_k
     return state, new

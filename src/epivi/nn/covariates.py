@@ -74,6 +74,22 @@ class Covariates(nn.Module):
             start += width
         return columns
 
+    def known_columns(self, other: Covariates) -> list[int]:
+        """Columns that stand for categories of covariates with fewer of them, those without a column there included.
+
+        Examples
+        --------
+        >>> Covariates(n_batch=3).known_columns(Covariates(n_batch=1))
+        [0]
+        """
+        start = self.n_leading + self.n_continuous
+        columns = list(range(start))
+        known = (*other.n_cats_per_cov, other.n_batch)
+        for width, n_known in zip(self.widths, known, strict=True):
+            columns += range(start, start + min(n_known, width))
+            start += width
+        return columns
+
     def forward(
         self, batch_b: Tensor, categorical_bi: Tensor | None = None, continuous_bi: Tensor | None = None
     ) -> Tensor:

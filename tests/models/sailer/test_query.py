@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import logging
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -212,5 +213,28 @@ def test_a_query_with_nothing_to_train_says_so(simulated, make, fit):
     reference = fit(make(use_covariates=False))
     model = epivi.SAILER.load_query_data(simulated.copy(), reference)
     assert model.get_latent_representation().shape[0] == simulated.n_obs
+    with pytest.raises(ConfigError, match="All weights are frozen"):
+        model.train(max_epochs=1)
+
+
+def test_cells_of_the_only_batch_of_the_reference_keep_their_outputs(simulated, query, fit):
+    data = simulated[simulated.obs["batch"] == "batch_1"].copy()
+    data.obs["batch"] = pd.Categorical(["old"] * data.n_obs)
+    epivi.SAILER.setup_anndata(data, batch_key="batch")
+    reference = fit(epivi.SAILER(data, n_latent=3, n_hidden=(8, 6), seed=0))
+    expected = reference.get_normalized_accessibility(return_numpy=True)
+    both = ad.concat([data, query])
+    both.var = data.var
+    model = epivi.SAILER.load_query_data(both, reference)
+    fit(model, 3, plan_kwargs={"lr": 0.1, "n_epochs_kl_cycle": 0})
+    found = model.get_normalized_accessibility(data.copy(), transform_batch="old", return_numpy=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert not np.allclose(
+        model.get_normalized_accessibility(data.copy(), transform_batch="new", return_numpy=True), expected
+    )
+
+
+def test_a_query_without_new_batches_has_nothing_to_train(reference, simulated):
+    model = epivi.SAILER.load_query_data(simulated.copy(), reference)
     with pytest.raises(ConfigError, match="All weights are frozen"):
         model.train(max_epochs=1)
