@@ -378,3 +378,19 @@ def finish(
     write(chosen.out, name, "\n".join(parts), result, threads=chosen.threads)
     print(f"{len(claims) - len(failed)} of {len(claims)} claims hold.", flush=True)
     return EXIT_FAILED if failed else 0
+
+
+def run_one_setting(
+    name: str,
+    title: str,
+    setting: str,
+    run: Callable[..., dict[str, Scores]],
+    claims: Callable[[list[dict[str, Scores]]], Sequence[Claim]],
+    *,
+    description: str | None,
+    seeds: int = 5,
+) -> int:
+    """Run a script of claims about one setting; ``run`` takes the seed and ``quick``. Returns the exit code."""
+    chosen = parse(description, seeds=seeds)
+    runs = run_seeds(setting, chosen.seeds, lambda seed: run(seed, quick=chosen.quick))
+    return finish(name, title, {setting: runs}, claims(runs), chosen)

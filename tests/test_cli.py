@@ -177,11 +177,11 @@ BAD = {
     ),
     "modalities of an AnnData": (
         ["fit", "fcvae", "{in}/tracks.h5ad", "--out", "{out}", "--modalities", "ATAC"],
-        "tracks.h5ad holds an AnnData (--tracks-key)",
+        "tracks.h5ad holds an AnnData (its obsm is read: --tracks-key)",
     ),
     "array of a MuData": (
         ["fit", "fcvae", "{in}/tracks.h5mu", "--out", "{out}", "--tracks-key", "tracks"],
-        "tracks.h5mu holds a MuData, whose modalities are read",
+        "tracks.h5mu holds a MuData (its modalities are read)",
     ),
     "peaks and genes as tracks": (["fit", "convnetvae", "{in}/good.h5mu", "--out", "{out}"], "mdata['rna']"),
     "tracks: batch": (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from _common import Claim, Scores, at_most, finish, metric, parse, run_seeds
+from _common import Claim, Scores, at_most, metric, run_one_setting
 from _tracks import conv_name, fit, scores, simulate
 
 if TYPE_CHECKING:
@@ -74,10 +74,8 @@ def claims(runs: list[dict[str, Scores]]) -> list[Claim]:
 
 def main() -> int:
     """Run the setting and write the results."""
-    chosen = parse(__doc__, seeds=5)
-    runs = run_seeds("20 chromosomes", chosen.seeds, lambda seed: run(seed, quick=chosen.quick))
-    return finish(
-        "convnetvae_boundaries", "Kernels and chromosome ends", {"20 chromosomes": runs}, claims(runs), chosen
+    return run_one_setting(
+        "convnetvae_boundaries", "Kernels and chromosome ends", "20 chromosomes", run, claims, description=__doc__
     )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from _common import Claim, Scores, at_least, finish, metric, parse, run_seeds
+from _common import Claim, Scores, at_least, metric, run_one_setting
 from _tracks import FC, conv_name, fit, kmeans_ari, simulate
 
 if TYPE_CHECKING:
@@ -99,10 +99,8 @@ def claims(runs: list[dict[str, Scores]]) -> list[Claim]:
 
 def main() -> int:
     """Run the setting and write the results."""
-    chosen = parse(__doc__, seeds=5)
-    runs = run_seeds("missing modalities", chosen.seeds, lambda seed: run(seed, quick=chosen.quick))
-    return finish(
-        "convnetvae_missing", "Cells that lack modalities", {"missing modalities": runs}, claims(runs), chosen
+    return run_one_setting(
+        "convnetvae_missing", "Cells that lack modalities", "missing modalities", run, claims, description=__doc__
     )
 
 

@@ -221,9 +221,7 @@ def _set_up_tracks(
     is_mudata = isinstance(data, MuData)
     for key in ("tracks_key",) if is_mudata else ("modalities", "layer"):
         if key in setup:
-            holds = (
-                "a MuData, whose modalities are read" if is_mudata else "an AnnData, whose obsm is read (--tracks-key)"
-            )
+            holds = "a MuData (its modalities are read)" if is_mudata else "an AnnData (its obsm is read: --tracks-key)"
             message = f"--{key.replace('_', '-')} cannot be used: {chosen.file} holds {holds}."
             raise ConfigError(message)
     if is_mudata:

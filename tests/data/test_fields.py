@@ -22,6 +22,8 @@ from epivi.data.fields import (
     SD,
     CategoryField,
     DepthField,
+    JointCategoryField,
+    MuDataJointCategoryField,
     MuDataPeaksField,
     PeaksField,
     open_peaks,
@@ -203,6 +205,50 @@ def test_an_unknown_category_is_named_with_the_remedy():
     message = r"obs\['batch'\] holds \['day1'\], unknown to the trained model. Did you mean 'day_1'.*load_query_data"
     with pytest.raises(DataError, match=message):
         field.transfer_field(state, target)
+
+
+@pytest.mark.filterwarnings("ignore:Category .* fewer than 3 cells:UserWarning")
+@pytest.mark.parametrize("in_modality", [False, True])
+def test_unknown_categories_of_covariates_are_named_with_the_known_ones(in_modality):
+    def target(values):
+        adata = small_batches(anndata(), values)
+        return md.MuData({"rna": adata}) if in_modality else adata
+
+    options = {"mod_key": "rna"} if in_modality else {}
+    field = (MuDataJointCategoryField if in_modality else JointCategoryField)("covariates", ["batch"], **options)
+    state = field.register_field(target(["d1", "d2", "d1"]))
+    assert state["mappings"]["batch"].tolist() == ["d1", "d2"]
+    message = (
+        r"obs\['batch'\] holds \['d0', 'd7'\], unknown to the trained model, which has \['d1', 'd2'\]\..*load_query"
+    )
+    with pytest.raises(DataError, match=message):
+        field.transfer_field(state, target(["d7", "d0", "d1"]))
+    with pytest.raises(DataError, match=r"obs\['batch'\] holds \[nan\], unknown to the trained model"):
+        field.transfer_field(state, target(["d1", None, "d1"]))
+    with pytest.raises(DataError, match=r"holds \[1, 2\], unknown to the trained model, which has \['d1', 'd2'\]"):
+        field.transfer_field(state, target([1, 2, 1]))
+    absent = target(["d1", "d2", "d1"])
+    del (absent.mod["rna"] if in_modality else absent).obs["batch"]
+    with pytest.raises(DataError, match="obs has no entry 'batch'"):
+        field.transfer_field(state, absent)
+    data = target(["d2", "d2", "d1"])
+    holder = data.mod["rna"] if in_modality else data
+    assert field.transfer_field(state, data)["n_cats_per_key"] == [2]
+    assert holder.obsm["_scvi_covariates"]["batch"].tolist() == [1, 1, 0]
+    data = target(["d2", "d0", "d1"])
+    assert field.transfer_field(state, data, extend_categories=True)["mappings"]["batch"].tolist() == ["d1", "d2", "d0"]
+
+
+def test_no_more_than_ten_known_categories_are_named():
+    field = JointCategoryField("covariates", ["batch"])
+    names = [f"c{i}" for i in range(36)]
+    obs = pd.DataFrame({"batch": [f"d{i % 12:02}" for i in range(36)]}, index=names)
+    adata = ad.AnnData(np.ones((36, 1)), obs=obs)
+    state = field.register_field(adata)
+    other = adata.copy()
+    other.obs["batch"] = "new"
+    with pytest.raises(DataError, match=r"\['new'\].* 'd09'\] and 2 more\. New categories"):
+        field.transfer_field(state, other)
 
 
 def test_without_a_key_all_cells_are_of_one_category():

@@ -296,11 +296,11 @@ def changed(adata, **uns):
     [
         ({"groupby": "knd"}, "obs has no column 'knd'. Did you mean 'kind'"),
         ({"groups": ["B"]}, "needs groupby="),
-        ({"groupby": "kind", "groups": ["b"]}, "no cell of the group 'b'"),
+        ({"groupby": "kind", "groups": ["b"]}, "names the group 'b', which obs"),
         ({"groupby": "kind", "groups": ["B", "B"]}, "at least one group, each once"),
         ({"groupby": "kind", "groups": []}, "at least one group, each once"),
         ({"groupby": "empty"}, "obs\\['empty'\\] has no value"),
-        ({"modality": "ATACC"}, "modality='ATACC' is no channel of the tracks. Did you mean 'ATAC'"),
+        ({"modality": "ATACC"}, "modality names the channel 'ATACC', which adata does not have. Did you mean 'ATAC'"),
         ({"modality": ["ATAC", "ATAC"]}, "at least one channel, each once"),
         ({"modality": []}, "at least one channel, each once"),
         ({"normalize": "libary"}, "normalize='libary' is not valid"),

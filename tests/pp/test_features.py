@@ -16,6 +16,7 @@ from hypothesis import given, settings
 
 from epivi._errors import ConfigError, DataError
 from epivi.pp import (
+    drop_blacklisted,
     filter_cells,
     filter_peaks,
     natural_chromosome_order,
@@ -158,6 +159,21 @@ def test_order_of_a_view_and_refusals(on_disk):
 
 
 # ---------------------------------------------------------------- filters
+
+
+def test_drop_blacklisted(tmp_path):
+    blacklist = pd.DataFrame({"chrom": ["chr1"], "start": [5], "end": [6]})
+    (tmp_path / "b.bed").write_text("chr1\t5\t6\n")
+    for source in (blacklist, tmp_path / "b.bed", str(tmp_path / "b.bed")):
+        adata = peaks(["chr1:0-5", "chr1:5-9", "chr2:5-9"])
+        part = drop_blacklisted(adata, source, copy=True)
+        assert adata.n_vars == 3
+        assert drop_blacklisted(adata, source) is None
+        assert adata.var_names.tolist() == part.var_names.tolist() == ["chr1:0-5", "chr2:5-9"]
+    with pytest.raises(DataError, match="All 1 peaks overlap the blacklist"):
+        drop_blacklisted(peaks(["chr1:5-9"]), blacklist)
+    with pytest.raises(DataError, match="no position"):
+        drop_blacklisted(peaks(["gene"]), blacklist)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

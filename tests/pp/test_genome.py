@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from epivi._errors import ConfigError, DataError
 from epivi.pp import (
     chrom_sizes,
-    drop_blacklisted,
     natural_chromosome_order,
     overlaps,
     peak_names,
@@ -278,18 +277,3 @@ def test_overlaps_refused():
         overlaps(frame([["1", 0, 5]]), frame([["1", 0, 5]]).drop(columns="end"))
     with pytest.raises(DataError, match="regions has no entry 'chrom'"):
         overlaps(pd.DataFrame(), frame([["1", 0, 5]]))
-
-
-def test_drop_blacklisted(tmp_path):
-    blacklist = frame([["chr1", 5, 6]])
-    (tmp_path / "b.bed").write_text("chr1\t5\t6\n")
-    for source in (blacklist, tmp_path / "b.bed", str(tmp_path / "b.bed")):
-        adata = peaks(["chr1:0-5", "chr1:5-9", "chr2:5-9"])
-        part = drop_blacklisted(adata, source, copy=True)
-        assert adata.n_vars == 3
-        assert drop_blacklisted(adata, source) is None
-        assert adata.var_names.tolist() == part.var_names.tolist() == ["chr1:0-5", "chr2:5-9"]
-    with pytest.raises(DataError, match="All 1 peaks overlap the blacklist"):
-        drop_blacklisted(peaks(["chr1:5-9"]), blacklist)
-    with pytest.raises(DataError, match="no position"):
-        drop_blacklisted(peaks(["gene"]), blacklist)

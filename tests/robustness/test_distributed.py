@@ -33,6 +33,9 @@ CUTS = [
     (3, 16, 2, [1, 1, 1]),
     (5, 16, 4, [1, 1, 1, 1, 1]),
 ]
+FILES = {"sailer": "cells.h5ad", "sailerx": "cells.h5mu", "convnetvae": "tracks.h5ad"}
+DENSE = {"n_latent": 3, "encoder": "dense"}
+NETWORKS = {"sailer": DENSE, "sailerx": DENSE, "convnetvae": {"n_latent": 3, "kernel_size": 5, "stride": 5}}
 CODE = """
 import os, runpy, sys, torch
 sys.stdout = sys.stderr = open(log + os.environ["RANK"], "a", buffering=1)
@@ -40,6 +43,14 @@ os.dup2(sys.stderr.fileno(), 2)
 torch.set_num_threads(1)
 runpy.run_path(file, run_name="child")[function](**keywords)
 """
+
+
+def command(model, folder, out):
+    """The arguments of the command line."""
+    arguments = ["fit", model, str(Path(folder, FILES[model])), "--out", str(out), "--batch-key", "batch"]
+    for key, value in NETWORKS[model].items():
+        arguments += [f"--{key.replace('_', '-')}", str(value)]
+    return [*arguments, "--max-epochs", str(EPOCHS), "--batch-size", "16", "--accelerator", "cpu"]
 
 
 def fit(model, folder, name, *, steps=None, trouble=None, at=None, only_rank=None):
@@ -73,11 +84,9 @@ def fit(model, folder, name, *, steps=None, trouble=None, at=None, only_rank=Non
         return output
 
     EpiModel.train, TrainingPlan.on_train_batch_end, TrainingPlan._forward = train_and_save, step_ended, forward
-    file = Path(folder, "cells.h5mu" if model == "sailerx" else "cells.h5ad")
-    arguments = [str(file), "--out", str(Path(folder, name)), "--batch-key", "batch", "--max-epochs", str(EPOCHS)]
-    arguments += ["--batch-size", "16", "--n-latent", "3", "--encoder", "dense", "--accelerator", "cpu"]
+    arguments = command(model, folder, Path(folder, name))
     arguments += [] if steps is None else ["--save-every-n-steps", str(steps)]
-    code = epivi.cli.main(["fit", model, *arguments])
+    code = epivi.cli.main(arguments)
     Path(folder, f"{name}.code{rank}").write_text(str(code))
 
 
@@ -88,6 +97,7 @@ def folder(tmp_path_factory):
     mdata = shared["multiome"](N_CELLS)
     mdata.write(folder / "cells.h5mu")
     mdata.mod["atac"].write(folder / "cells.h5ad")
+    shared["tracks"](N_CELLS).write(folder / "tracks.h5ad")
     return folder
 
 
@@ -129,7 +139,7 @@ def launch(folder, preload, tmp_path):
 
 
 def epivi_class(model):
-    return epivi.SAILERX if model == "sailerx" else epivi.SAILER
+    return {"sailer": epivi.SAILER, "sailerx": epivi.SAILERX, "convnetvae": epivi.ConvNetVAE}[model]
 
 
 def saved(model, folder, name):
@@ -137,18 +147,17 @@ def saved(model, folder, name):
 
 
 def cells(model):
-    data = runpy.run_path(CONFTEST)["multiome"](N_CELLS)
+    shared = runpy.run_path(CONFTEST)
+    data = shared["tracks"](N_CELLS) if model == "convnetvae" else shared["multiome"](N_CELLS)
     data = data.mod["atac"] if model == "sailer" else data
-    if model == "sailer":
-        epivi.SAILER.setup_anndata(data, batch_key="batch")
-    else:
-        epivi.SAILERX.setup_mudata(data, batch_key="batch")
+    cls = epivi_class(model)
+    (cls.setup_mudata if model == "sailerx" else cls.setup_anndata)(data, batch_key="batch")
     return data
 
 
 def alone(model, seed):
     """Train in this process, with as many cells a step."""
-    built = epivi_class(model)(cells(model), n_latent=3, encoder="dense", seed=seed)
+    built = epivi_class(model)(cells(model), seed=seed, **NETWORKS[model])
     built.train(max_epochs=EPOCHS, batch_size=32, enable_progress_bar=False, accelerator="cpu")
     return built
 
@@ -171,7 +180,7 @@ def check_spread(found, model):
         assert abs(found.history[key].to_numpy()[-1, 0] - np.mean(values)) <= max(values) - min(values), key
 
 
-@pytest.mark.parametrize("model", ["sailer", "sailerx"])
+@pytest.mark.parametrize("model", FILES)
 def test_two_processes_train_to_the_same_loss(model, launch, folder, one_thread, same_weights):
     failed, codes, texts = launch(model, f"{model}_whole")
     assert (failed, codes) == (None, ["0", "0"]), texts
@@ -247,22 +256,17 @@ def test_too_few_validation_cells_for_the_processes_are_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["sailer", "sailerx"])
 def test_torchrun_runs_the_command_line(model, folder, tmp_path):
-    file = folder / ("cells.h5mu" if model == "sailerx" else "cells.h5ad")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "epivi",
-        "fit",
-    ]
-    command += [model, str(file), "--out", "out", "--batch-key", "batch", "--max-epochs", str(EPOCHS)]
-    command += ["--batch-size", "16", "--n-latent", "3", "--encoder", "dense", "--accelerator", "cpu"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "epivi"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for said in ("Wrote", "is finished"):
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*launcher, *command(model, folder, "out")],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

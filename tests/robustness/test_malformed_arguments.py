@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from lightning.pytorch.strategies import DDPStrategy
 
 import epivi
 from epivi._errors import ConfigError, DataError, EpiviError
@@ -95,7 +96,16 @@ TRAINING = {
     "run_dir": [(3, "run_dir=3"), ("FILE", "is a file"), ("FILE/below", "is a file"), ("a\0b", "no path")],
     "save_every_n_steps": [(0, "at least 1"), (-1, "at least 1"), ("a", "str"), (1.5, "float")],
     "num_workers": [(-1, "at least 0"), ("two", "str"), (0.5, "float")],
-    "strategy": [("ddpp", "strategy='ddpp'")],
+    "strategy": [
+        ("ddpp", "strategy='ddpp'"),
+        ("ddp_spawn", "under torchrun with strategy='ddp_find_unused_parameters_true'"),
+        ("ddp_fork_find_unused_parameters_true", "starts its processes by 'ddp_fork_find_unused_parameters_true'"),
+        ("ddp_notebook", "strategy='ddp_notebook' cannot be used"),
+        (
+            DDPStrategy(start_method="spawn"),
+            "strategy='DDPStrategy' cannot be used: it starts its processes by 'spawn'",
+        ),
+    ],
     "precision": [("33", "'33'")],
     "limit_train_batches": [(2, "'limit_train_batches' is not valid")],
     "max_epoch": [(3, "Unknown training argument 'max_epoch'. Did you mean 'max_epochs'")],

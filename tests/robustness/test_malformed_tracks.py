@@ -358,6 +358,9 @@ def test_an_anndata_is_no_mudata_and_the_other_way_round(model, make_tracks, mak
     cls = getattr(epivi, model)
     with pytest.raises(DataError, match=r"is a AnnData, a MuData is needed\. For an AnnData use setup_anndata"):
         cls.setup_mudata(make_tracks())
+    # a table has a method mod
+    with pytest.raises(DataError, match="mdata is a DataFrame, a MuData is needed"):
+        cls.setup_mudata(make_tracks().obs)
     with pytest.raises(DataError, match="obsm"):
         cls.setup_anndata(make_tracks_mudata())
 

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
-from scvi.data.fields import CategoricalObsField, LayerField, MuDataWrapper, NumericalObsField
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    MuDataWrapper,
+    NumericalObsField,
+)
 
 from epivi import _validate
 from epivi._errors import DataError, nearest
@@ -181,6 +187,30 @@ class CategoryField(CategoricalObsField):
         return super().transfer_field(state_registry, adata_target, extend_categories=extend_categories, **kwargs)
 
 
+class JointCategoryField(CategoricalJointObsField):
+    """Further categorical obs columns; a category unknown to the trained model is named with those that it knows."""
+
+    def transfer_field(
+        self, state_registry: dict, adata_target: AnnData, *, extend_categories: bool = False, **kwargs: Any
+    ) -> dict:
+        """Match categories with those of training; ``extend_categories`` admits new ones (query mapping)."""
+        for key in self.attr_keys:
+            _validate.check_key(adata_target.obs, key, where="obs")
+            known = np.asarray(state_registry[self.MAPPINGS_KEY][key]).tolist()
+            found = adata_target.obs[key].unique().tolist()
+            # 1 and "1" are different categories here
+            unknown = [] if extend_categories else sorted(set(found) - set(known), key=str)
+            if unknown:
+                message = (
+                    f"obs['{key}'] holds {unknown[:5]}, unknown to the trained model, which has {known[:10]}"
+                    f"{f' and {len(known) - 10} more' if len(known) > 10 else ''}. "
+                    "New categories are mapped with load_query_data()."
+                )
+                raise DataError(message)
+        return super().transfer_field(state_registry, adata_target, extend_categories=extend_categories, **kwargs)
+
+
 MuDataPeaksField = MuDataWrapper(PeaksField)
 MuDataDepthField = MuDataWrapper(DepthField)
 MuDataCategoryField = MuDataWrapper(CategoryField)
+MuDataJointCategoryField = MuDataWrapper(JointCategoryField)

@@ -91,12 +91,22 @@ class SparseReader:
 
     def read(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Return ``x_indptr`` (b + 1), ``x_indices`` (o) and ``x_values`` (o)."""
-        part = self.rows(rows)
-        return {
-            BATCH_INDPTR: torch.from_numpy(part.indptr.astype(np.int64)),
-            BATCH_INDICES: torch.from_numpy(part.indices.astype(np.int64)),
-            BATCH_VALUES: torch.from_numpy(part.data.astype(np.float32)),
-        }
+        return row_tensors(self.rows(rows))
+
+
+def row_tensors(part: sparse.csr_matrix) -> dict[str, Tensor]:
+    """Return compressed rows as entries of the batch: ``x_indptr`` (b + 1), ``x_indices`` (o), ``x_values`` (o).
+
+    Examples
+    --------
+    >>> {key: value.tolist() for key, value in row_tensors(sparse.csr_matrix([[0, 3], [0, 0]])).items()}
+    {'x_indptr': [0, 1, 1], 'x_indices': [1], 'x_values': [3.0]}
+    """
+    return {
+        BATCH_INDPTR: torch.from_numpy(part.indptr.astype(np.int64)),
+        BATCH_INDICES: torch.from_numpy(part.indices.astype(np.int64)),
+        BATCH_VALUES: torch.from_numpy(part.data.astype(np.float32)),
+    }
 
 
 class DenseReader:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from epivi._keys import BATCH_INDICES, BATCH_INDPTR, BATCH_MASK, BATCH_VALUES
-from epivi.data.sparse import SparseReader
+from epivi._keys import BATCH_MASK
+from epivi.data.sparse import SparseReader, row_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,13 +120,8 @@ class TracksReader:
 
     def read(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Return ``x_indptr`` (b + 1), ``x_indices`` (o), ``x_values`` (o) and ``modality_mask`` (b, c)."""
-        part = self.rows(rows)
-        return {
-            BATCH_INDPTR: torch.from_numpy(part.indptr.astype(np.int64)),
-            BATCH_INDICES: torch.from_numpy(part.indices.astype(np.int64)),
-            BATCH_VALUES: torch.from_numpy(part.data.astype(np.float32)),
-            BATCH_MASK: torch.from_numpy(self.measured_nc[rows].astype(np.float32)),
-        }
+        mask_bc = torch.from_numpy(self.measured_nc[rows].astype(np.float32))
+        return row_tensors(self.rows(rows)) | {BATCH_MASK: mask_bc}
 
 
 def channel_bounds(part: sparse.csr_matrix, offsets: np.ndarray) -> np.ndarray:

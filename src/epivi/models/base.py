@@ -112,8 +112,8 @@ class EpiModel(SavingMixin):
             Further arguments of :class:`epivi.train.config.TrainingConfig`, such as ``weight_decay`` or
             ``n_epochs_kl_cycle``. Arguments given directly win over them, and both over the model's defaults.
         accelerator, devices
-            As in Lightning. ``strategy="ddp_find_unused_parameters_true"`` trains on several processes; pairs of cells
-            in the loss are then those of one process.
+            As in Lightning. ``strategy="ddp_find_unused_parameters_true"`` trains on several processes under torchrun;
+            pairs of cells in the loss are then those of one process.
         run_dir
             Folder for the state of the run. If it holds an unfinished run of the same data and arguments, training
             goes on where it was, bitwise as if it had not stopped.
@@ -127,7 +127,8 @@ class EpiModel(SavingMixin):
         Raises
         ------
         ConfigError
-            If an argument is unknown or outside its range, or a folder or device cannot be used.
+            If an argument is unknown or outside its range, a folder or device cannot be used, or a strategy spawns or
+            forks processes.
         TrainingError
             If the loss is not finite or the GPU runs out of memory.
         CheckpointError

@@ -31,6 +31,8 @@ OWN = (
     "use_distributed_sampler",
     "val_check_interval",
 )
+# parts of the names of strategies that copy this process, and of the ways in which they do
+FORKING = ("spawn", "fork", "notebook")
 # what changes the weights, so that a resumed run must be given the same
 DECISIVE = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 
@@ -54,7 +56,8 @@ def check_run_arguments(
     Raises
     ------
     ConfigError
-        If a value cannot be used, or an argument is unknown or one that the training decides itself.
+        If a value cannot be used, an argument is unknown or one that the training decides itself, or a strategy would
+        train copies of the model.
 
     Examples
     --------
@@ -70,6 +73,7 @@ def check_run_arguments(
     _validate.check_number(num_workers, "num_workers", low=0, integer=True)
     parameters = {*inspect.signature(Trainer).parameters, *inspect.signature(pl.Trainer).parameters}
     taken = parameters - {*OWN, "self", "kwargs"}
+    _check_strategy(trainer_kwargs.get("strategy"))
     for name in trainer_kwargs:
         if name in OWN:
             message = (
@@ -80,6 +84,18 @@ def check_run_arguments(
         if name not in taken:
             message = f"Unknown training argument '{name}'. {nearest(name, sorted({*known, *taken} - {'self'}))}"
             raise ConfigError(message)
+
+
+def _check_strategy(strategy: Any) -> None:
+    """Refuse strategies whose processes are copies of this one: what they train does not come back to its model."""
+    start = strategy if isinstance(strategy, str) else getattr(strategy, "_start_method", None)
+    if isinstance(start, str) and any(word in start for word in FORKING):
+        message = (
+            f"strategy={strategy if isinstance(strategy, str) else type(strategy).__name__!r} cannot be used: it "
+            f"starts its processes by '{start}', and the weights that these train are lost with them. Run the script "
+            "(or 'epivi fit') under torchrun with strategy='ddp_find_unused_parameters_true'."
+        )
+        raise ConfigError(message)
 
 
 def parse_devices(accelerator: str, devices: int | list[int] | str) -> tuple[str, Any, torch.device]:

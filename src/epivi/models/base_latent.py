@@ -79,3 +79,8 @@ class LatentMixin(EpiModel):
             )
             raise ConfigError(message)
         return categories.index(str(transform_batch))
+
+    @staticmethod
+    def _sample(qz: torch.distributions.Normal, generator: torch.Generator) -> torch.Tensor:
+        """Draw from the posterior with a generator of the CPU, so that devices agree."""
+        return qz.loc + qz.scale * torch.randn(qz.loc.shape, generator=generator).to(qz.loc.device)

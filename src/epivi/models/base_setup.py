@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from scvi import REGISTRY_KEYS
 from scvi.data._manager import AnnDataManagerValidationCheck
-from scvi.data.fields import (
-    CategoricalJointObsField,
-    MuDataCategoricalJointObsField,
-    MuDataNumericalJointObsField,
-    NumericalJointObsField,
-)
+from scvi.data.fields import MuDataNumericalJointObsField, NumericalJointObsField
 
 from epivi import _validate
 from epivi._errors import ConfigError, nearest
-from epivi.data.fields import CategoryField, MuDataCategoryField
+from epivi.data.fields import CategoryField, JointCategoryField, MuDataCategoryField, MuDataJointCategoryField
 from epivi.data.sparse import SparseDataManager
 
 if TYPE_CHECKING:
@@ -111,7 +106,7 @@ class ObsKeys:
         return [
             CategoryField(REGISTRY_KEYS.BATCH_KEY, self.batch_key),
             CategoryField(REGISTRY_KEYS.LABELS_KEY, self.labels_key),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, self.categorical),
+            JointCategoryField(REGISTRY_KEYS.CAT_COVS_KEY, self.categorical),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, self.continuous),
         ]
 
@@ -120,7 +115,7 @@ class ObsKeys:
         return [
             MuDataCategoryField(REGISTRY_KEYS.BATCH_KEY, self.batch_key, mod_key=mod_key),
             MuDataCategoryField(REGISTRY_KEYS.LABELS_KEY, self.labels_key, mod_key=mod_key),
-            MuDataCategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, self.categorical, mod_key=mod_key),
+            MuDataJointCategoryField(REGISTRY_KEYS.CAT_COVS_KEY, self.categorical, mod_key=mod_key),
             MuDataNumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, self.continuous, mod_key=mod_key),
         ]
 

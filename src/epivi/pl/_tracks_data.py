@@ -136,14 +136,7 @@ def cells_of_groups(
         raise ConfigError(message)
     if groups is None:
         return names, codes_n
-    chosen = [groups] if isinstance(groups, str) else [str(name) for name in groups]
-    for name in chosen:
-        if name not in names:
-            message = f"obs['{groupby}'] has no cell of the group '{name}'. {nearest(name, names)}"
-            raise ConfigError(message)
-    if not chosen or len(set(chosen)) < len(chosen):
-        message = f"groups={groups!r} must name at least one group, each once."
-        raise ConfigError(message)
+    chosen = _chosen(groups, names, argument="groups", kind="group", where=f"obs['{groupby}']")
     # the extra entry at the end is taken by cells without a group, whose code is -1
     number = np.full(len(names) + 1, -1, dtype=np.intp)
     number[[names.index(name) for name in chosen]] = np.arange(len(chosen))
@@ -160,13 +153,18 @@ def channel_names(modality: str | Sequence[str] | None, channels: Sequence[str])
     """
     if modality is None:
         return list(channels)
-    names = [modality] if isinstance(modality, str) else list(modality)
+    return _chosen(modality, channels, argument="modality", kind="channel", where="adata")
+
+
+def _chosen(wanted: Sequence[Any] | str, valid: Sequence[str], *, argument: str, kind: str, where: str) -> list[str]:
+    """Return the names that were asked for, one or several, each of them known and named once."""
+    names = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
     for name in names:
-        if name not in channels:
-            message = f"modality='{name}' is no channel of the tracks. {nearest(str(name), channels)}"
+        if name not in valid:
+            message = f"{argument} names the {kind} '{name}', which {where} does not have. {nearest(name, valid)}"
             raise ConfigError(message)
     if not names or len(set(names)) < len(names):
-        message = f"modality={modality!r} must name at least one channel, each once."
+        message = f"{argument}={wanted!r} must name at least one {kind}, each once."
         raise ConfigError(message)
     return names
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from epivi.pp.bins import select_bins
 from epivi.pp.features import (
+    drop_blacklisted,
     filter_cells,
     filter_peaks,
     order_by_chromosome,
     peak_coordinates,
-    peak_names,
     reads_to_fragments,
 )
 from epivi.pp.fragments import fragments
 from epivi.pp.genes import read_genes
 from epivi.pp.genome import (
     chrom_sizes,
-    drop_blacklisted,
     natural_chromosome_order,
     overlaps,
+    peak_names,
     read_bed,
     read_blacklist,
     tile,

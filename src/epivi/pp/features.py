@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import scipy.sparse as sp
 from epivi._errors import ConfigError, DataError
 from epivi._keys import VAR_CHROM, VAR_END, VAR_START
 from epivi._validate import check_anndata, check_counts, check_key, check_number
-from epivi.pp.genome import _genome_order, _region_frame
+from epivi.pp.genome import _genome_order, _region_frame, overlaps, read_blacklist
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,28 +25,6 @@ logger = logging.getLogger(__name__)
 
 # chr1:100-200, chr1-100-200, chr1_100_200; the chromosome itself may hold any of the three signs
 _PEAK_NAME = re.compile(r"(.+)(?::([0-9]+)-([0-9]+)|-([0-9]+)-([0-9]+)|_([0-9]+)_([0-9]+))", flags=re.DOTALL)
-
-
-def peak_names(frame: pd.DataFrame) -> pd.Index:
-    """Return the names ``chrom:start-end`` of a table of regions.
-
-    Raises
-    ------
-    DataError
-        If a column is missing.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> peak_names(pd.DataFrame({"chrom": ["chr1"], "start": [100], "end": [200]})).tolist()
-    ['chr1:100-200']
-    """
-    import pandas as pd
-
-    for key in (VAR_CHROM, VAR_START, VAR_END):
-        check_key(frame, key, where="frame")
-    columns = zip(frame[VAR_CHROM], frame[VAR_START], frame[VAR_END], strict=True)
-    return pd.Index([f"{chrom}:{start}-{end}" for chrom, start, end in columns], dtype=str)
 
 
 def peak_coordinates(
@@ -198,6 +177,42 @@ def order_by_chromosome(adata: AnnData, *, copy: bool = False) -> AnnData | None
         if key not in target.var:
             target.var[key] = regions[key].to_numpy()[order]
     return result
+
+
+def drop_blacklisted(adata: AnnData, blacklist: pd.DataFrame | str | Path, *, copy: bool = False) -> AnnData | None:
+    """Remove the peaks which overlap a blacklist.
+
+    Parameters
+    ----------
+    adata
+        Peaks with coordinates, see `peak_coordinates`.
+    blacklist
+        Table with chrom, start, end, or a BED file.
+    copy
+        Return a new object and leave `adata` as it is.
+
+    Raises
+    ------
+    DataError
+        If the peaks have no coordinates, the names of chromosomes do not fit, or no peak is left.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from anndata import AnnData
+    >>> adata = AnnData(np.ones((2, 2)), var=pd.DataFrame(index=["chr1:0-10", "chr1:90-99"]))
+    >>> drop_blacklisted(adata, pd.DataFrame({"chrom": ["chr1"], "start": [5], "end": [6]}))
+    >>> adata.var_names.tolist()
+    ['chr1:90-99']
+    """
+    regions = _needed_coordinates(adata)
+    if isinstance(blacklist, str | Path):
+        blacklist = read_blacklist(blacklist)
+    keep = ~overlaps(regions, blacklist)
+    if not keep.any():
+        message = f"All {len(keep)} peaks overlap the blacklist. Check that both are of the same genome."
+        raise DataError(message)
+    return _subset(adata, keep, axis=1, copy=copy)
 
 
 def filter_peaks(

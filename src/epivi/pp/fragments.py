@@ -15,8 +15,15 @@ import numpy as np
 from epivi._errors import ConfigError, DataError
 from epivi._keys import OBS_N_FRAGMENTS, UNS_FRAGMENTS, VAR_CHROM, VAR_START
 from epivi._validate import _some, check_choice, check_number
-from epivi.pp.features import peak_names
-from epivi.pp.genome import _PRIMARY_BP, _lines, chrom_sizes, natural_chromosome_order, read_blacklist, tile
+from epivi.pp.genome import (
+    _PRIMARY_BP,
+    _lines,
+    chrom_sizes,
+    natural_chromosome_order,
+    peak_names,
+    read_blacklist,
+    tile,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     import pandas as pd
-    from anndata import AnnData
 
 # No position of a genome comes near this; beyond it a number is damage, and the sum of two could leave int64.
 _MAX_POSITION = 1 << 40
@@ -235,6 +234,28 @@ def tile(
     return bins
 
 
+def peak_names(frame: pd.DataFrame) -> pd.Index:
+    """Return the names ``chrom:start-end`` of a table of regions.
+
+    Raises
+    ------
+    DataError
+        If a column is missing.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> peak_names(pd.DataFrame({"chrom": ["chr1"], "start": [100], "end": [200]})).tolist()
+    ['chr1:100-200']
+    """
+    import pandas as pd
+
+    for key in (VAR_CHROM, VAR_START, VAR_END):
+        check_key(frame, key, where="frame")
+    columns = zip(frame[VAR_CHROM], frame[VAR_START], frame[VAR_END], strict=True)
+    return pd.Index([f"{chrom}:{start}-{end}" for chrom, start, end in columns], dtype=str)
+
+
 def overlaps(regions: pd.DataFrame, blacklist: pd.DataFrame) -> np.ndarray:
     """Say for each region whether it shares at least one bp with any interval of a second table.
 
@@ -276,45 +297,6 @@ def overlaps(regions: pd.DataFrame, blacklist: pd.DataFrame) -> np.ndarray:
         before_start = np.searchsorted(np.sort(end_k[at_k]), start_r[at_r], side="right")
         hit_r[at_r] = below_end > before_start
     return hit_r
-
-
-def drop_blacklisted(adata: AnnData, blacklist: pd.DataFrame | str | Path, *, copy: bool = False) -> AnnData | None:
-    """Remove the peaks which overlap a blacklist.
-
-    Parameters
-    ----------
-    adata
-        Peaks with coordinates, see `epivi.pp.peak_coordinates`.
-    blacklist
-        Table with chrom, start, end, or a BED file.
-    copy
-        Return a new object and leave `adata` as it is.
-
-    Raises
-    ------
-    DataError
-        If the peaks have no coordinates, the names of chromosomes do not fit, or no peak is left.
-
-    Examples
-    --------
-    >>> import numpy as np, pandas as pd
-    >>> from anndata import AnnData
-    >>> adata = AnnData(np.ones((2, 2)), var=pd.DataFrame(index=["chr1:0-10", "chr1:90-99"]))
-    >>> drop_blacklisted(adata, pd.DataFrame({"chrom": ["chr1"], "start": [5], "end": [6]}))
-    >>> adata.var_names.tolist()
-    ['chr1:90-99']
-    """
-    # features builds on this file, so the import cannot stand at the top
-    from epivi.pp.features import _needed_coordinates, _subset
-
-    regions = _needed_coordinates(adata)
-    if isinstance(blacklist, str | Path):
-        blacklist = read_blacklist(blacklist)
-    keep = ~overlaps(regions, blacklist)
-    if not keep.any():
-        message = f"All {len(keep)} peaks overlap the blacklist. Check that both are of the same genome."
-        raise DataError(message)
-    return _subset(adata, keep, axis=1, copy=copy)
 
 
 def _sizes_of(source: str | Path | Mapping[str, int]) -> dict[str, int]:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from scipy.special import logsumexp
 from scipy.stats import spearmanr
 
 from epivi._errors import ConfigError
@@ -185,6 +186,32 @@ def test_the_elbo_is_that_of_calibrated_bernoulli_likelihoods(trained, simulated
     expected = float((log_p - kl).mean())
     assert trained.get_elbo(batch_size=140) == pytest.approx(expected, rel=1e-5)
     assert trained.get_elbo(indices=range(70), batch_size=70) != trained.get_elbo(indices=range(70, 140), batch_size=70)
+
+
+def test_the_marginal_likelihood_is_the_integral_over_the_latent(make, simulated, fit):
+    """One latent dimension: the integral on a fine grid."""
+    model = fit(make(n_latent=1))
+    with torch.no_grad():  # a posterior about as wide as the prior, so that few samples are enough
+        torch.nn.init.zeros_(model.module.encoder.heads.logvar.weight)
+        torch.nn.init.constant_(model.module.encoder.heads.logvar.bias, 0.2)
+        model.module.decoder.condition_layer.weight[:, :1] *= 0.3
+    rows = np.arange(8)
+    batch = model.adata_manager.create_torch_dataset()[rows]
+    x = torch.from_numpy((simulated.X[rows] > 0).toarray()).double()
+    grid = np.linspace(-9, 9, 601)
+    log_p = np.empty((grid.size, rows.size))
+    with torch.inference_mode():
+        outputs = model.module.inference(batch["x_indptr"], batch["x_indices"], deterministic=True)
+        for i, z in enumerate(grid):
+            outputs["z"] = torch.full((rows.size, 1), z, dtype=torch.float32)
+            hidden = model.module.generative(**model.module._get_generative_input(batch, outputs))["hidden"]
+            p = model.module.probabilities(hidden, None).double()
+            log_p[i] = torch.distributions.Bernoulli(probs=p).log_prob(x).sum(1)
+    log_prior = -0.5 * grid[:, None] ** 2 - 0.5 * np.log(2 * np.pi)
+    expected = logsumexp(log_p + log_prior + np.log(grid[1] - grid[0]), axis=0)
+    found = model.get_marginal_ll(indices=rows, n_mc_samples=1500, return_mean=False)
+    np.testing.assert_allclose(found, expected, atol=0.15)
+    assert model.get_marginal_ll(indices=rows, n_mc_samples=1500) == pytest.approx(found.mean())
 
 
 def test_depths_are_the_numbers_of_open_peaks(trained, simulated):

@@ -15,8 +15,8 @@ from epivi import _validate
 from epivi._errors import ConfigError, nearest
 from epivi._keys import BATCH_DEPTH
 from epivi.metrics import confounder_information
-from epivi.models.base_latent import LatentMixin
-from epivi.objectives.invariance import kl_standard_normal, mixture_information, pairwise_kl
+from epivi.models.base_likelihood import LikelihoodMixin
+from epivi.objectives.invariance import mixture_information, pairwise_kl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ COLLAPSED_KL = 0.01
 REPORT_CELLS = 2048
 
 
-class OutputsMixin(LatentMixin):
+class OutputsMixin(LikelihoodMixin):
     """Normalised accessibility, likelihoods and the confounder report."""
 
     @torch.inference_mode()
@@ -125,9 +125,7 @@ class OutputsMixin(LatentMixin):
         for batch in batches:
             outputs = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)
             if not use_z_mean:
-                qz = outputs["qz"]
-                noise_bd = torch.randn(qz.loc.shape, generator=generator).to(qz.loc.device)
-                outputs["z"] = qz.loc + qz.scale * noise_bd
+                outputs["z"] = self._sample(outputs["qz"], generator)
             inputs = self.module._get_generative_input(batch, outputs, use_z_mean=use_z_mean, **options)
             hidden = self.module.generative(**inputs)["hidden"]
             yield self.module.probabilities(hidden, peaks, calibrated=calibrated).cpu().numpy()
@@ -169,28 +167,13 @@ class OutputsMixin(LatentMixin):
         logger.info("transform_batch: '%s', the batch with the highest median depth.", categories[code])
         return code
 
-    @torch.inference_mode()
-    def get_elbo(
-        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
-    ) -> float:
-        """Return the mean evidence lower bound of a cell in nats: unweighted Bernoulli at calibrated probabilities.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As in :meth:`get_latent_representation`.
-        """
-        _, rows, batches = self._batches(adata, indices, batch_size)
-        generator = torch.Generator().manual_seed(self.seed)
-        total = 0.0
-        for batch in batches:
-            outputs = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)
-            qz = outputs["qz"]
-            outputs["z"] = qz.loc + qz.scale * torch.randn(qz.loc.shape, generator=generator).to(qz.loc.device)
-            hidden = self.module.generative(**self.module._get_generative_input(batch, outputs))["hidden"]
-            loss_b = self.module.reconstruction(hidden, outputs["blocked"], weighted=False)
-            total -= float((loss_b + kl_standard_normal(outputs["mean_bd"], outputs["logvar_bd"])).double().sum())
-        return total / max(rows.size, 1)
+    def _negative_log_likelihood(
+        self, batch: dict[str, torch.Tensor], outputs: dict[str, Any], z_bd: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the unweighted Bernoulli loss at calibrated probabilities; a weighted one is no likelihood."""
+        inputs = self.module._get_generative_input(batch, outputs) | {"z": z_bd}
+        hidden = self.module.generative(**inputs)["hidden"]
+        return self.module.reconstruction(hidden, outputs["blocked"], weighted=False)
 
     def get_library_size_factors(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None
