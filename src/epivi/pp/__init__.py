@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from epivi.pp import bulk
 from epivi.pp.bins import select_bins
 from epivi.pp.features import (
     drop_blacklisted,
@@ -26,6 +27,7 @@ from epivi.pp.reference import lsi, rna_reference
 from epivi.pp.tracks import stack_tracks
 
 __all__ = [
+    "bulk",
     "chrom_sizes",
     "drop_blacklisted",
     "filter_cells",
