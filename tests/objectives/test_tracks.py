@@ -237,3 +237,25 @@ def test_lengths_that_do_not_add_up_are_refused():
         multinomial_tracks(logits_bf, *entries, (3, 4))
     with pytest.raises(ConfigError, match="6 logits a cell and 3 bins"):
         negative_binomial_tracks(logits_bf, torch.zeros(6), *entries, torch.ones(4, 1), (3,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 600, generator=generator).to(dtype)
+    rows, columns = torch.arange(2).repeat_interleave(600), torch.arange(600).repeat(2)
+    values = torch.full((1200,), 3.0)
+    lengths = (400, 200)
+    wide = logits.float().requires_grad_()
+    narrow = logits.clone().requires_grad_()
+    library = library_of(rows, columns, values, lengths, 2)
+    for cost in (
+        lambda x: multinomial_tracks(x, rows, columns, values, lengths),
+        lambda x: negative_binomial_tracks(x, torch.zeros(600), rows, columns, values, library, lengths),
+    ):
+        expected, found = cost(wide), cost(narrow)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+        (gradient,) = torch.autograd.grad(found.sum(), narrow)
+        (reference,) = torch.autograd.grad(expected.sum(), wide)
+        torch.testing.assert_close(gradient.float(), reference, rtol=1e-2, atol=1e-2)

@@ -258,7 +258,7 @@ def described_layout(description: Any, *, where: str) -> TrackLayout:
     if twice := [name for name in channels if channels.count(name) > 1]:
         message = f"{where}['channels'] names '{twice[0]}' {len(twice)} times. Give every channel a name of its own."
         raise DataError(message)
-    size = description.get("bin_size_bp")
+    size = description.get("bin_size_bp") or None  # 0 stands for bins of several widths
     grid = TrackGrid.from_frame(description["bins"], where=f"{where}['bins']", bin_size_bp=size)
     genome = str(description.get("genome") or "") or None
     return TrackLayout(tuple(channels), (grid,), (0,) * len(channels), genome)

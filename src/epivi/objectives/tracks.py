@@ -55,6 +55,11 @@ def _counts(logits_bf: Tensor, rows_o: Tensor, columns_o: Tensor, values_o: Tens
     return _Counts(group_o, flat_o, columns_o.long(), values_o.to(logits_bf.dtype), tuple(lengths))
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Return half precision as float32: sums of counts would saturate."""
+    return x.float() if x.dtype in {torch.float16, torch.bfloat16} else x
+
+
 def _add_up(values_o: Tensor, group_o: Tensor, n_rows: int, n_channels: int) -> Tensor:
     """Sum over the non-zeros of each cell and modality, shape (b, c)."""
     return values_o.new_zeros(n_rows * n_channels).index_add_(0, group_o, values_o).view(n_rows, n_channels)
@@ -162,7 +167,7 @@ def multinomial_tracks(
     >>> [round(x, 4) for x in loss[0].tolist()]
     [2.7726, 0.0]
     """
-    logits_bf = logits_bf.contiguous()
+    logits_bf = _wide(logits_bf).contiguous()
     return _Multinomial.apply(logits_bf, _counts(logits_bf, rows_o, columns_o, values_o, lengths))
 
 
@@ -304,7 +309,7 @@ def negative_binomial_tracks(
     >>> round(loss.exp().item(), 4)
     4.0
     """
-    logits_bf = logits_bf.contiguous()
+    logits_bf, log_dispersion_f = _wide(logits_bf).contiguous(), _wide(log_dispersion_f)
     counts = _counts(logits_bf, rows_o, columns_o, values_o, lengths)
     library_bc = library_bc.detach().to(logits_bf.dtype)
     in_library_o = library_bc.reshape(-1)[counts.group_o] > 0

@@ -177,3 +177,48 @@ def test_the_weights_of_a_constant_column_are_zero(build):
     assert (module.first_covariates.weight == 0).all()
     assert (module.expand.weight[:, 3:] == 0).all()
     assert (module.expand.weight[:, :3] != 0).all()
+
+
+def test_batch_statistics_are_those_of_the_cells_that_have_the_modality():
+    layer = GroupedLayer(2, 3, linear=False, dropout_rate=0.0, momentum=0.3, eps=1e-5).double()
+    generator = torch.Generator().manual_seed(0)
+    x_bch = torch.randn(9, 2, 3, generator=generator, dtype=torch.double)
+    seen_bc = torch.ones(9, 2)
+    seen_bc[4:, 1] = 0
+    found_bch = layer(x_bch, seen_bc)
+    plain = torch.nn.BatchNorm1d(3, momentum=0.3).double()
+    for m, rows in ((0, slice(None)), (1, slice(0, 4))):
+        plain.reset_running_stats()
+        expected_bh = torch.relu(plain(x_bch[rows, m]))
+        torch.testing.assert_close(found_bch[rows, m], expected_bh)
+        torch.testing.assert_close(layer.norm.running_mean.view(2, 3)[m], plain.running_mean)
+        torch.testing.assert_close(layer.norm.running_var.view(2, 3)[m], plain.running_var)
+
+
+def test_a_modality_of_fewer_than_two_cells_keeps_its_statistics():
+    layer = GroupedLayer(2, 3, linear=False, dropout_rate=0.0, momentum=0.3, eps=1e-5)
+    seen_bc = torch.ones(5, 2)
+    seen_bc[1:, 1] = 0
+    out_bch = layer(torch.full((5, 2, 3), 2.0), seen_bc)
+    torch.testing.assert_close(layer.norm.running_mean.view(2, 3)[1], torch.zeros(3))
+    torch.testing.assert_close(out_bch[:, 1], torch.full((5, 3), 2.0), rtol=1e-4, atol=0)
+
+
+def test_what_absent_modalities_hold_changes_nothing_in_training(build):
+    module = build((7, 5), 1, n_latent=3, n_hidden=4, dropout_rate=0.0).train()
+    rows, columns = torch.arange(12) % 6, torch.arange(12)
+    indptr = torch.tensor([0, 2, 4, 6, 8, 10, 12])
+    indices = torch.tensor([0, 7, 1, 8, 2, 9, 3, 10, 4, 11, 5, 8])
+    seen_bc = torch.ones(6, 2)
+    seen_bc[3:, 1] = 0
+    del rows, columns
+    results = []
+    for other in (1.0, 50.0):
+        values = torch.ones(12)
+        values[[7, 9, 11]] = other  # counts of the second modality in cells that lack it
+        groups = module.groups(indptr, indices, values)
+        shifted = [group._replace(values=group.values) for group in groups]
+        with torch.no_grad():
+            results.append(module.encode(shifted, seen_bc, torch.zeros(6, 1)))
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)

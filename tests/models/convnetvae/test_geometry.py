@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from epivi._errors import DataError
+from epivi.data.grids import TrackGrid, TrackLayout
 from epivi.models.convnetvae.geometry import ConvGeometry
 
 
@@ -84,3 +85,14 @@ def test_bins_that_do_not_nest_point_to_the_model_that_takes_them(grid, layout, 
         other = type(other)(other.chrom, other.start + 10, other.end + 10, 50)
     with pytest.raises(DataError, match=r"the bins of 'm1' do not fit: .*FCVAE takes modalities with any bins"):
         ConvGeometry.of(layout(2, grids=[coarse, other], of_channel=(0, 1)), "auto", 3)
+
+
+def test_gaps_are_weighed_over_all_layers(caplog):
+    starts = np.concatenate([np.arange(10) * 10 + 1_000 * run for run in range(200)])
+    grid = TrackGrid(np.repeat("chr1", starts.size), starts, starts + 10, 10)
+    layout = TrackLayout(("a",), (grid,), (0,))
+    assert ConvGeometry.of(layout, "auto", 3).boundaries == "gap"  # 800 positions against 667
+    with caplog.at_level("WARNING"):
+        deep = ConvGeometry.of(layout, "auto", 3, 3)  # 200 against 75
+    assert deep.boundaries == "chromosome"
+    assert "from 75 to 200 positions" in caplog.text

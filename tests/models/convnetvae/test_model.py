@@ -11,6 +11,8 @@ import torch
 import epivi
 from epivi._errors import CheckpointError, ConfigError, DataError
 
+MODALITIES = ["H3K27ac", "ATAC", "H3K27me3"]
+BINS = 120
 STORAGES = ["csr", "csr int64", "dense uint16", "dense float64", "mudata"]
 
 
@@ -311,3 +313,32 @@ def test_the_last_training_cells_of_an_epoch_are_never_one(kind, simulated, make
     """Batch normalisation cannot use a batch of one cell: 57 cells in batches of 8 leave one."""
     model = fit(make(kind, simulated.copy()), 1, batch_size=8, train_size=57 / 60)
     assert np.isfinite(model.history["train_loss"].to_numpy()).all()
+
+
+def test_the_mask_is_that_of_the_key_of_the_tracks(kind, incomplete, make):
+    incomplete.obsm["marks"], incomplete.uns["marks"] = incomplete.obsm.pop("tracks"), incomplete.uns.pop("tracks")
+    incomplete.obsm["marks_mask"] = incomplete.obsm["tracks_mask"].copy()
+    incomplete.obsm["tracks_mask"][:] = True
+    model = make(kind, incomplete, setup={"tracks_key": "marks"})
+    np.testing.assert_array_equal(incomplete.obsm["_epivi_tracks_measured"], incomplete.obsm["marks_mask"])
+    assert model.config.modality_dropout_rate == 0.3
+
+
+def test_tracks_of_several_widths_are_taken(kind, adata, make):
+    adata.uns["tracks"]["bin_size_bp"] = 0
+    assert make(kind, adata).layout.n_bins == [BINS] * 3
+
+
+def test_a_run_on_other_bins_is_not_resumed(kind, adata, make, fit, tmp_path):
+    fit(make(kind, adata), 1, run_dir=tmp_path / "run")
+    moved = adata.copy()
+    moved.uns["tracks"]["bins"]["start"] += 5
+    moved.uns["tracks"]["bins"]["end"] += 5
+    with pytest.raises(CheckpointError, match="grids"):
+        fit(make(kind, moved), 2, run_dir=tmp_path / "run")
+
+
+def test_latents_of_some_modalities_warn_where_none_was_hidden_in_training(kind, adata, make, fit, caplog):
+    model = fit(make(kind, adata), 1)
+    model.get_latent_representation(modality=MODALITIES[0])
+    assert "trained without hidden modalities" in caplog.text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from scvi import REGISTRY_KEYS
 
-from epivi._keys import OBSM_TRACKS, OBSM_TRACKS_MASK
+from epivi._keys import OBSM_TRACKS
 from epivi.data._tracks_checks import check_holder
 from epivi.data.grids import TrackLayout
 from epivi.data.tracks import IS_INCOMPLETE, N_MEASURED, TOTAL_COUNTS, MuDataTracksField, TracksField
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from epivi.models.convnetvae.config import TracksConfig
     from epivi.models.convnetvae.module import TracksModule
+    from epivi.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,15 @@ class TracksModel(TracksOutputsMixin, QueryMixin, EpiModel):
         covariates = Covariates(**self._covariate_sizes())
         self.module = seeded_module(self.seed, lambda: self._build_module(covariates, library_c)).eval()
         self._model_summary_string = self._describe()
+        if self.config.modality_dropout_rate and chosen.get("modality_dropout_rate") is None:
+            logger.info(
+                "Some cells lack a modality: modality_dropout_rate=%g, so that the encoder learns to do without.",
+                self.config.modality_dropout_rate,
+            )
+
+    def fingerprint(self, config: TrainingConfig) -> dict[str, Any]:
+        """Return what must agree for a run to be resumed: the bins too."""
+        return super().fingerprint(config) | {"grids": [grid.state()["hash"] for grid in self.layout.grids]}
 
     @abstractmethod
     def _build_module(self, covariates: Covariates, library_c: torch.Tensor) -> TracksModule:
@@ -66,6 +76,7 @@ class TracksModel(TracksOutputsMixin, QueryMixin, EpiModel):
             "bins": sorted(set(self.layout.n_bins)),
             "n_latent": self.config.n_latent,
             "likelihood": self.config.likelihood,
+            "modality_dropout_rate": self.config.modality_dropout_rate,
             "batches": self.summary_stats.n_batch,
             "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
         }
@@ -98,7 +109,7 @@ class TracksModel(TracksOutputsMixin, QueryMixin, EpiModel):
             Columns of obs: sample and cell type.
         mask_key
             Key of obsm with a Boolean array (cells, channels): which modality was measured in which cell. By default
-            ``tracks_mask`` where it is there, else all were measured.
+            ``<tracks_key>_mask`` where it is there, else all were measured.
         categorical_covariate_keys, continuous_covariate_keys
             Further columns of obs that encoder and decoder are given.
         empty
@@ -122,12 +133,13 @@ class TracksModel(TracksOutputsMixin, QueryMixin, EpiModel):
             continuous=continuous_covariate_keys,
         )
         is_default = mask_key is None
-        if is_default and OBSM_TRACKS_MASK in getattr(adata, "obsm", ()):
-            logger.info("Which modalities were measured is read from obsm['%s'].", OBSM_TRACKS_MASK)
+        read_key = f"{tracks_key}_mask" if mask_key is None else mask_key
+        if is_default and read_key in getattr(adata, "obsm", ()):
+            logger.info("Which modalities were measured is read from obsm['%s'].", read_key)
         tracks = TracksField(
             REGISTRY_KEYS.X_KEY,
             tracks_key,
-            mask_key=OBSM_TRACKS_MASK if is_default else mask_key,
+            mask_key=read_key,
             is_mask_optional=is_default,
             empty=empty,
         )

@@ -68,7 +68,7 @@ class TracksConfig:
             "weight_decay": 0.0,
             "n_epochs_warmup_reconstruction": 0,
             "n_epochs_kl_cycle": 0,
-            "early_stopping_monitor": "elbo_validation",
+            "early_stopping_monitor": "validation_loss",
         }
 
     def __post_init__(self) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from epivi.models.convnetvae.config import FcvaeConfig
 
+MIN_SEEN = 2  # cells that statistics need
+
 
 class PaddedCovariates(Covariates):
     """Covariates with at least one column: the paper counts one batch as one constant column of zeros.
@@ -89,10 +91,46 @@ class GroupedLayer(nn.Module):
         self.norm = nn.BatchNorm1d(n_groups * n_units, momentum=momentum, eps=eps)
         self.dropout = nn.Dropout(dropout_rate)
 
-    def forward(self, x_bch: Tensor) -> Tensor:
-        """Return the same shape, (b, c, h)."""
+    def forward(self, x_bch: Tensor, seen_bc: Tensor | None = None) -> Tensor:
+        """Return the same shape, (b, c, h).
+
+        Parameters
+        ----------
+        x_bch
+            Input of each modality.
+        seen_bc
+            Which modalities count for the batch statistics; all if ``None``.
+        """
         x_bch = self.linear(x_bch)
-        return self.dropout(torch.relu(self.norm(x_bch.flatten(1)).view_as(x_bch)))
+        if seen_bc is None or not self.norm.training or bool((seen_bc > 0).all()):
+            y_bch = self.norm(x_bch.flatten(1)).view_as(x_bch)
+        else:
+            y_bch = self._norm_of_seen(x_bch, (seen_bc > 0).unsqueeze(2))
+        return self.dropout(torch.relu(y_bch))
+
+    def _norm_of_seen(self, x_bch: Tensor, seen_bc1: Tensor) -> Tensor:
+        """Batch normalisation with the statistics of the cells that have the modality.
+
+        Absent modalities would enter as cells of zeros and rule the statistics of one that few cells have. A modality
+        that fewer than two cells of the minibatch have keeps its running statistics.
+        """
+        norm: Any = self.norm
+        shape = x_bch.shape[1:]
+        n_c1 = seen_bc1.sum(0).to(x_bch.dtype)
+        mean_ch = torch.where(seen_bc1, x_bch, 0.0).sum(0) / n_c1.clamp_min(1)
+        variance_ch = torch.where(seen_bc1, (x_bch - mean_ch).square(), 0.0).sum(0) / n_c1.clamp_min(1)
+        is_enough = n_c1 >= MIN_SEEN
+        running_mean_ch, running_variance_ch = norm.running_mean.view(shape), norm.running_var.view(shape)
+        mean_ch = torch.where(is_enough, mean_ch, running_mean_ch)
+        variance_ch = torch.where(is_enough, variance_ch, running_variance_ch)
+        y_bch = (x_bch - mean_ch) * (variance_ch + norm.eps).rsqrt() * norm.weight.view(shape) + norm.bias.view(shape)
+        with torch.no_grad():
+            unbiased_ch = variance_ch * n_c1 / (n_c1 - 1).clamp_min(1)
+            rate = norm.momentum * is_enough.to(x_bch.dtype)
+            running_mean_ch += rate * (mean_ch - running_mean_ch)
+            running_variance_ch += rate * (unbiased_ch - running_variance_ch)
+            norm.num_batches_tracked += 1
+        return y_bch
 
 
 class FcvaeModule(TracksModule):
@@ -162,8 +200,10 @@ class FcvaeModule(TracksModule):
             )
         ]
 
-    def experts(self, groups: list[ChannelGroup], covariates_bk: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means and log variances of every expert, both of shape (b, c, d)."""
+    def experts(
+        self, groups: list[ChannelGroup], covariates_bk: Tensor, seen_bc: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return means and log variances of every expert, both of shape (b, c, d); those unseen may hold anything."""
         batch = BlockedRows(
             covariates_bk.shape[0],
             [group.rows for group in groups],
@@ -173,12 +213,13 @@ class FcvaeModule(TracksModule):
         )
         hidden_bch = self.first(batch)
         hidden_bch = hidden_bch + self.first_covariates(covariates_bk).view_as(hidden_bch)
-        hidden_bch = self.encoder(hidden_bch)
+        for layer in self.encoder:
+            hidden_bch = layer(hidden_bch, seen_bc)
         return self.mean(hidden_bch), self.logvar(hidden_bch).clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
 
     def encode(self, groups: list[ChannelGroup], seen_bc: Tensor, covariates_bk: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and log variances of the product of the experts that were seen, both of shape (b, d)."""
-        return product_of_experts(*self.experts(groups, covariates_bk), seen_bc)
+        return product_of_experts(*self.experts(groups, covariates_bk, seen_bc), seen_bc)
 
     def expert_weights(
         self, indptr: Tensor, indices: Tensor, values: Tensor, mask_bc: Tensor, covariates_bk: Tensor

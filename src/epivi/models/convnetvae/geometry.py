@@ -10,6 +10,7 @@ import numpy as np
 
 from epivi._errors import DataError
 from epivi.data.grids import nested, segments
+from epivi.nn.conv_layout import layer_lengths
 
 if TYPE_CHECKING:
     from epivi.data.grids import TrackGrid, TrackLayout
@@ -53,7 +54,7 @@ class ConvGeometry:
     is_common: bool
 
     @classmethod
-    def of(cls, layout: TrackLayout, boundaries: str, stride: int) -> ConvGeometry:
+    def of(cls, layout: TrackLayout, boundaries: str, stride: int, n_layers: int = 1) -> ConvGeometry:
         """Return the geometry of a layout of tracks.
 
         Parameters
@@ -63,8 +64,8 @@ class ConvGeometry:
         boundaries
             "none", "chromosome", "gap", or "auto": gaps, unless the selected bins lie so far apart that the layers
             would become longer by more than a quarter; then chromosomes.
-        stride
-            Stride of the first layer.
+        stride, n_layers
+            Stride and number of the layers.
 
         Raises
         ------
@@ -84,7 +85,7 @@ class ConvGeometry:
             row += ratio
             ratios.append(ratio)
             sizes.append(common.n_bins * ratio)
-        chosen = _boundaries(common, boundaries, stride)
+        chosen = _boundaries(common, boundaries, stride, n_layers)
         return cls(
             tuple(layout.n_bins),
             tuple(ratios),
@@ -112,17 +113,20 @@ def _places(common: TrackGrid, grid: TrackGrid, name: str) -> tuple[int, np.ndar
     return ratio, parent, slot
 
 
-def _boundaries(grid: TrackGrid, boundaries: str, stride: int) -> str:
+def _boundaries(grid: TrackGrid, boundaries: str, stride: int, n_layers: int) -> str:
     """Resolve "auto", and say what was chosen where gaps cannot be kept apart."""
     if boundaries != "auto":
         return boundaries
-    windows = {kind: sum(-(-n // stride) for n in segments(grid, kind)) for kind in ("chromosome", "gap")}
+    windows = {
+        kind: sum(layer_lengths(n, stride, n_layers)[-1] for n in segments(grid, kind))
+        for kind in ("chromosome", "gap")
+    }
     if windows["gap"] <= MAX_LENGTHENING * windows["chromosome"]:
         return "gap"
     logger.warning(
-        "The %d bins lie in %d runs between gaps; kept apart they would lengthen the layers from %d to %d positions, "
-        "so that only chromosomes are kept apart and kernels cross gaps. Bins selected in contiguous windows "
-        "(epivi.pp.select_bins(..., by='windows')) avoid this; boundaries='gap' keeps gaps apart at that price.",
+        "The %d bins lie in %d runs between gaps; kept apart they would lengthen the last layer from %d to %d "
+        "positions, so that only chromosomes are kept apart and kernels cross gaps. Bins selected in contiguous "
+        "windows (epivi.pp.select_bins(..., by='windows')) avoid this; boundaries='gap' keeps gaps apart at that price.",
         grid.n_bins,
         len(segments(grid, "gap")),
         windows["chromosome"],

@@ -123,7 +123,7 @@ class ConvNetVAE(TracksModel):
         self._start(adata, registry, chosen, seed)
 
     def _build_module(self, covariates: Covariates, library_c: torch.Tensor) -> TracksModule:
-        self.geometry = ConvGeometry.of(self.layout, self.config.boundaries, self.config.stride)
+        self.geometry = ConvGeometry.of(self.layout, self.config.boundaries, self.config.stride, self.config.n_layers)
         return ConvNetVaeModule(self.config, self.geometry, covariates, library=library_c)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from mudata import MuData
+
+logger = logging.getLogger(__name__)
 
 CHANNEL = "channel"
 MEAN_LIBRARY = "mean"
@@ -69,6 +72,11 @@ class TracksOutputsMixin(EvidenceMixin):
         self._check_if_trained(warn=True)
         data, rows, batches = self._batches(adata, indices, batch_size)
         if modality is not None:
+            if self.config.modality_dropout_rate == 0:
+                logger.warning(
+                    "The model was trained without hidden modalities: latents from some of them are of cells such as "
+                    "it has not seen. Train it with modality_dropout_rate=0.3."
+                )
             batches = self._reading(batches, self._channels(modality), data.obs_names[rows])
         mean_nd, variance_nd = self._posterior(batches)
         return (mean_nd, variance_nd) if return_dist else mean_nd
@@ -205,8 +213,8 @@ class TracksOutputsMixin(EvidenceMixin):
             raise ConfigError(message)
         if self.config.modality_dropout_rate == 0:
             message = (
-                "The model was trained with all modalities of all cells, so that its encoder does not know cells that "
-                "lack one. Train it with modality_dropout_rate=0.3 to impute modalities."
+                "The model was trained with modality_dropout_rate=0, so that its encoder has not learnt to do without "
+                "a modality. Train it with modality_dropout_rate=0.3 to impute modalities."
             )
             raise ConfigError(message)
         data, rows, batches = self._batches(adata, indices, batch_size)
@@ -326,12 +334,16 @@ def _collected(
 
     if threshold is not None:
         _validate.check_number(threshold, "threshold", low=0.0)
-    parts: list[Any] = []
-    for block_bf in blocks:
-        if threshold is None:
-            parts.append(block_bf)
-        else:
+    if threshold is None:
+        matrix = np.empty((len(obs_names), len(var)), dtype=np.float32)
+        start = 0
+        for block_bf in blocks:
+            matrix[start : start + len(block_bf)] = block_bf
+            start += len(block_bf)
+    else:
+        parts = []
+        for block_bf in blocks:
             block_bf[block_bf < threshold] = 0.0
             parts.append(sparse.csr_matrix(block_bf))
-    matrix = np.concatenate(parts) if threshold is None else sparse.vstack(parts, format="csr")
+        matrix = sparse.vstack(parts, format="csr")
     return matrix if return_numpy else anndata.AnnData(matrix, obs=pd.DataFrame(index=obs_names), var=var)
