@@ -35,17 +35,22 @@ def fit(
     *,
     kernel: int | None,
     batch_key: str | None = None,
-    epochs: int = EPOCHS,
+    epochs: int | None = EPOCHS,
     **options: Any,
 ) -> Any:
-    """Train a ConvNet-VAE with K = S = ``kernel``, or an FC-VAE where it is ``None``, with 10 latent dimensions."""
+    """Train a ConvNet-VAE with K = S = ``kernel``, or an FC-VAE where it is ``None``, with 10 latent dimensions.
+
+    For a fixed number of epochs, or with ``None`` as the models do by default: until the validation ELBO does not
+    improve for 50 epochs, at most 300.
+    """
     import epivi
 
     cls = epivi.FCVAE if kernel is None else epivi.ConvNetVAE
     sizes = {} if kernel is None else {"kernel_size": kernel, "stride": kernel}
     cls.setup_anndata(adata, batch_key=batch_key)
     model = cls(adata, n_latent=10, seed=seed, **sizes | options)
-    model.train(max_epochs=epochs, train_size=1 - VALIDATION / CELLS, **QUIET | FIXED)
+    more = FIXED if epochs is not None else FIXED | {"early_stopping": True}
+    model.train(max_epochs=epochs, train_size=1 - VALIDATION / CELLS, **QUIET | more)
     return model
 
 

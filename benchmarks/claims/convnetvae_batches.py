@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EPOCHS = 300  # the default of the models: after 60 epochs types are found and batches are still apart
 SHIFT = 0.5
-METHODS: dict[str, int | None] = {conv_name(11): 11, FC: None}
+METHODS: dict[str, int | None] = {conv_name(11): 11, conv_name(31): 31, FC: None}
 
 
 def batch_scores(model: Any) -> Scores:
@@ -58,6 +58,7 @@ def claims(runs: list[dict[str, Scores]]) -> list[Claim]:
 
         result += [
             at_least(f"{name}: ARI of all cells, with batch_key - without", *_difference(of, "ARI, all cells")),
+            at_least(f"{name}: mixing, with batch_key", of("batch_key", "mixing"), 0.5),
             at_least(f"{name}: mixing, with batch_key - without", *_difference(of, "mixing")),
             at_most(
                 f"{name}: I(z,batch), with / without", of("batch_key", "I(z,batch)") / of("none", "I(z,batch)"), 0.5

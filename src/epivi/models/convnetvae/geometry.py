@@ -126,7 +126,8 @@ def _boundaries(grid: TrackGrid, boundaries: str, stride: int, n_layers: int) ->
     logger.warning(
         "The %d bins lie in %d runs between gaps; kept apart they would lengthen the last layer from %d to %d "
         "positions, so that only chromosomes are kept apart and kernels cross gaps. Bins selected in contiguous "
-        "windows (epivi.pp.select_bins(..., by='windows')) avoid this; boundaries='gap' keeps gaps apart at that price.",
+        "windows (epivi.pp.select_bins(..., by='windows')) avoid this; boundaries='gap' keeps gaps apart at that "
+        "price.",
         grid.n_bins,
         len(segments(grid, "gap")),
         windows["chromosome"],
