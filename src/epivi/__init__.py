@@ -19,6 +19,7 @@ from epivi._errors import nearest
 
 if TYPE_CHECKING:
     from epivi import metrics, models, pl, pp, simulate
+    from epivi.models.candi import CANDI
     from epivi.models.convnetvae import FCVAE, ConvNetVAE
     from epivi.models.sailer import SAILER
     from epivi.models.sailerx import SAILERX
@@ -27,6 +28,7 @@ __version__ = version("epivi")
 
 # Each name but the version has its line in _HOMES and, for type checkers, its import above.
 __all__ = [
+    "CANDI",
     "FCVAE",
     "SAILER",
     "SAILERX",
@@ -41,6 +43,7 @@ __all__ = [
 
 # name -> module that holds it; a room is its own home
 _HOMES = {
+    "CANDI": "epivi.models.candi",
     "ConvNetVAE": "epivi.models.convnetvae",
     "FCVAE": "epivi.models.convnetvae",
     "SAILER": "epivi.models.sailer",

@@ -127,7 +127,7 @@ def fit(chosen: argparse.Namespace) -> None:
     data = read(chosen.file)
     target = chosen.out / "model"
     if is_checkpoint(target):
-        print(f"{target} is finished; choose another --out to train anew.")  # noqa: T201
+        print(f"{target} is finished; choose another --out to train anew.")
         return
     if target.exists():
         message = f"{target} exists and is no model of epivi. Move it, or choose another --out."
@@ -254,4 +254,4 @@ def _write(out: Path, model: SAILER | ConvNetVAE | FCVAE, data: AnnData | MuData
     if tables:
         replace(out / "history.csv", pd.concat(tables, axis=1).to_csv)
     shutil.rmtree(out / "run", ignore_errors=True)
-    print(f"Wrote {out / 'model'}, latent.csv and history.csv.")  # noqa: T201
+    print(f"Wrote {out / 'model'}, latent.csv and history.csv.")

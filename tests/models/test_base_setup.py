@@ -43,3 +43,16 @@ def test_columns_are_read_from_the_mudata_first_and_else_from_the_modality():
     assert ObsKeys(batch_key="batch").check_mudata(mdata, "peaks") is None
     with pytest.raises(DataError, match=r"mdata\.obs.*'donor'"):
         ObsKeys(batch_key="donor").check_mudata(mdata, "peaks")
+
+
+def test_keys_are_those_of_the_arguments_of_a_setup():
+    arguments = {
+        "batch_key": "batch",
+        "labels_key": None,
+        "categorical_covariate_keys": ["donor"],
+        "continuous_covariate_keys": ["age"],
+        "layer": "counts",
+    }
+    expected = ObsKeys(batch_key="batch", categorical=["donor"], continuous=["age"])
+    assert ObsKeys.of({"model_name": "M", "setup_args": arguments}) == expected
+    assert ObsKeys.of({"setup_args": {}}) == ObsKeys()

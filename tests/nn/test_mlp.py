@@ -273,6 +273,18 @@ def test_dropout_acts_in_training_only():
     assert (block.eval()(x) == 0).sum().item() == 0
 
 
+@pytest.mark.parametrize(
+    ("activation", "expected"), [(None, nn.LeakyReLU), (nn.ReLU, nn.ReLU), (nn.Identity, nn.Identity)]
+)
+def test_the_activation_of_a_dense_block_is_chosen(activation, expected):
+    block = dense_block(3, 2, dropout_rate=0.1, momentum=0.1, eps=1e-5, activation=activation)
+    assert [type(part) for part in block] == [nn.Linear, nn.BatchNorm1d, expected, nn.Dropout]
+    if activation is None:
+        assert block[2].negative_slope == 0.2
+    # keys of saved weights
+    assert {key.partition(".")[0] for key in block.state_dict()} == {"0", "1"}
+
+
 def test_grouped_linear_equals_a_loop_and_is_xavier_uniform_within_each_group():
     torch.manual_seed(0)
     layer = GroupedLinear(3, 64, 32)

@@ -10,6 +10,7 @@ from torch.distributions import Multinomial, Poisson
 
 from epivi._errors import ConfigError
 from epivi.objectives.tracks import (
+    channels_of,
     library_of,
     multinomial_tracks,
     negative_binomial_tracks,
@@ -52,6 +53,24 @@ def dense_negative_binomial(x_bf, logits_bf, log_theta_f, library_bc, lengths):
         log_p = log_p + theta * (theta / (theta + mu)).log() + torch.xlogy(x, mu / (theta + mu))
         total.append(-log_p.sum(1))
     return torch.stack(total, dim=1)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_the_channel_of_a_column_is_computed_once_or_each_time(lengths):
+    columns_o = torch.arange(sum(lengths))
+    channels_o = channels_of(columns_o, lengths)
+    assert channels_o.tolist() == np.repeat(np.arange(len(lengths)), lengths).tolist()
+    assert channels_o.dtype == torch.int64
+    _, logits_bf, entries = random_case(lengths)
+    known = {"channels_o": channels_of(entries[1], lengths)}
+    library_bc = library_of(*entries, lengths, 4)
+    assert torch.equal(library_of(*entries, lengths, 4, **known), library_bc)
+    assert torch.equal(poisson_constant(*entries, lengths, 4, **known), poisson_constant(*entries, lengths, 4))
+    assert torch.equal(
+        multinomial_tracks(logits_bf, *entries, lengths, **known), multinomial_tracks(logits_bf, *entries, lengths)
+    )
+    nb = (logits_bf, torch.zeros(sum(lengths)).double(), *entries, library_bc, lengths)
+    assert torch.equal(negative_binomial_tracks(*nb, **known), negative_binomial_tracks(*nb))
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)

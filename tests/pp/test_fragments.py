@@ -153,6 +153,8 @@ def test_equals_the_naive_counter(tmp_path, rows, notes, pack, end, last, chunk,
     lines = ["chr1\t1\t9\tAAAC-1"] + [f"{c}\t{s}\t{s + n}\t{b}{rest}" for c, s, n, b, rest in rows]
     for at, note in notes:
         lines.insert(at, note)
+    if not last and lines[-1] and not lines[-1].startswith("#"):
+        lines.append("chr1\t1\t9\tAAAC-1\t1\t+")  # with fewer fields than the line before it would count as cut off
     blacklist = [("chr2", 30, 45), ("chr10", 0, 1)] if blacklisted and width < 5000 else []
     path = write(tmp_path / "f.tsv.gz", lines, pack=pack, end=end, last=last)
     with pytest.MonkeyPatch.context() as patch:
@@ -341,6 +343,44 @@ def test_files_that_are_cut_off(tmp_path, pack):
     path.write_bytes(bytes(damaged))
     with pytest.raises(DataError, match=r"damaged or cut off|f.tsv.gz:"):
         fragments(path, SIZES)
+
+
+@pytest.mark.parametrize("pack", ["plain", "gzip"])
+@pytest.mark.parametrize("chunk", [16, 1 << 22])
+def test_a_last_line_without_line_end(tmp_path, monkeypatch, caplog, pack, chunk):
+    """Cut inside a line, a file is refused where it shows, and always warned of; whole lines are counted."""
+    monkeypatch.setattr(module(), "_CHUNK_BYTES", chunk)
+    for cut, n_fields in ((2, 4), (4, 3)):  # without the support; without the barcode
+        path = write(tmp_path / "f.tsv", [*LINES[:3], LINES[3][:-cut]], pack=pack, last=False)
+        with pytest.raises(
+            DataError, match=f"is cut off: its last line has no line end and {n_fields} fields.* 5. The"
+        ):
+            fragments(path, SIZES)
+    assert not caplog.records
+    path = write(tmp_path / "f.tsv", LINES, pack=pack, last=False)
+    with caplog.at_level(logging.WARNING):
+        assert fragments(path, SIZES).uns["fragments"]["n_lines"] == 4
+    assert [record.getMessage().partition(": ")[2][:34] for record in caplog.records] == [
+        "the last line has no line end. If "
+    ]
+    caplog.clear()
+    fragments(write(tmp_path / "f.tsv", LINES, pack=pack), SIZES)
+    # nothing to compare with: a comment, or no line
+    fragments(write(tmp_path / "f.tsv", ["#\ta\tb\tc\td\te", "chr1\t0\t9\tA"], pack=pack), SIZES)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("pack", ["plain", "gzip"])
+@pytest.mark.parametrize("first", [[], ["# id=x"]])
+def test_a_byte_order_mark_is_passed_over(tmp_path, pack, first):
+    lines = [*first, *LINES]
+    found = fragments(write(tmp_path / "f.tsv", ["\ufeff" + lines[0], *lines[1:]], pack=pack), SIZES)
+    expected = fragments(write(tmp_path / "g.tsv", lines, pack=pack), SIZES)
+    assert as_counter(found) == as_counter(expected)
+    assert found.uns["fragments"]["n_unknown_chrom"] == 0
+    (tmp_path / "mark.tsv").write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(DataError, match="has no fragment"):
+        fragments(tmp_path / "mark.tsv", SIZES)
 
 
 def test_files_without_fragments(tmp_path):

@@ -17,7 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import epivi
 from epivi._errors import CheckpointError, ConfigError
-from epivi.models.base_training import _cut
+from epivi.models.base_training import cut_rows
 
 CONFTEST = str(Path(__file__).parent / "conftest.py")
 N_CELLS, EPOCHS = 240, 4
@@ -242,15 +242,15 @@ def test_an_interruption_of_one_process_stops_both_after_the_same_step(launch, f
 
 @pytest.mark.parametrize(("n_cells", "batch_size", "world", "expected"), CUTS)
 def test_every_process_validates(n_cells, batch_size, world, expected):
-    parts = _cut(np.arange(n_cells), batch_size, world)
+    parts = cut_rows(np.arange(n_cells), batch_size, world)
     assert [len(part) for part in parts] == expected
     assert [row for part in parts for row in part] == list(range(n_cells))
     assert n_cells == 0 or all(parts[rank::world] for rank in range(world))
 
 
 def test_too_few_validation_cells_for_the_processes_are_refused():
-    with pytest.raises(ConfigError, match="1 validation cells are too few for 2 processes"):
-        _cut(np.arange(1), 16, 2)
+    with pytest.raises(ConfigError, match="1 validation samples are too few for 2 processes"):
+        cut_rows(np.arange(1), 16, 2)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import math
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from epivi._errors import TrainingError
 from epivi._keys import BATCH_ROWS
-from epivi.train.plan import IS_PARTLY_FROZEN, NotFiniteLossError, TrainingPlan, _mix, _seeded, is_better
-from epivi.train.schedules import Annealing
+from epivi.train.plan import IS_PARTLY_FROZEN, NotFiniteLossError, TrainingPlan, _mix, _seeded
+from epivi.train.schedules import Annealing, LearningRate
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
@@ -52,10 +52,13 @@ def batches(*sizes, value=None):
     ]
 
 
-def plan_of(module, *, steps=2, max_epochs=4, annealing=None, **kwargs):
-    annealing = annealing or {"n_epochs_warmup": 1, "n_epochs_cycle": 2}
+def plan_of(module, *, steps=2, max_epochs=4, annealing=None, rate=None, **kwargs):
+    length = {"steps_per_epoch": steps, "max_epochs": max_epochs}
     return TrainingPlan(
-        module, annealing=Annealing(steps_per_epoch=steps, max_epochs=max_epochs, **annealing), **kwargs
+        module,
+        annealing=Annealing(**length, **(annealing or {"n_epochs_warmup": 1, "n_epochs_cycle": 2})),
+        learning_rate=LearningRate(**length, **({"lr": 1e-3, "gamma": 0.995} | (rate or {}))),
+        **kwargs,
     )
 
 
@@ -76,7 +79,7 @@ def fit(plan, train, validation=(), max_epochs=4):
 
 def test_metrics_are_means_over_cells_not_over_minibatches():
     train, validation = batches(3, 1), batches(2, 4)
-    plan = fit(plan_of(Toy(), max_epochs=1, lr=1e-30), train, validation, max_epochs=1)
+    plan = fit(plan_of(Toy(), max_epochs=1, rate={"lr": 1e-30}), train, validation, max_epochs=1)
     (record,) = plan.records
     for mode, part in (("train", train), ("validation", validation)):
         x = torch.cat([batch["x"] for batch in part]).double()
@@ -118,7 +121,7 @@ def test_noise_depends_on_seed_and_step_alone_and_validation_repeats_it():
 
 
 def test_the_learning_rate_falls_by_epoch():
-    plan, seen = plan_of(Toy(), lr=0.1, lr_gamma=0.5), []
+    plan, seen = plan_of(Toy(), rate={"lr": 0.1, "gamma": 0.5}), []
     original = plan.training_step
 
     def step(batch, batch_idx):
@@ -133,7 +136,7 @@ def test_the_learning_rate_falls_by_epoch():
 
 @pytest.mark.parametrize(("name", "kind"), [("Adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW)])
 def test_the_optimiser_is_the_chosen_one(name, kind):
-    optimizer = plan_of(Toy(), optimizer=name, lr=0.2, weight_decay=0.3, eps=0.4).configure_optimizers()
+    optimizer = plan_of(Toy(), optimizer=name, rate={"lr": 0.2}, weight_decay=0.3, eps=0.4).configure_optimizers()
     assert type(optimizer) is kind
     (group,) = optimizer.param_groups
     assert (group["lr"], group["weight_decay"], group["eps"]) == (0.2, 0.3, 0.4)
@@ -141,7 +144,7 @@ def test_the_optimiser_is_the_chosen_one(name, kind):
 
 def test_training_is_that_of_torch():
     module = Toy()
-    fit(plan_of(module, lr=0.1, lr_gamma=1.0, weight_decay=0.01), batches(2, 2), max_epochs=2)
+    fit(plan_of(module, rate={"lr": 0.1, "gamma": 1.0}, weight_decay=0.01), batches(2, 2), max_epochs=2)
     weight = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.Adam([weight], lr=0.1, weight_decay=0.01, fused=True)
     for batch in batches(2, 2) * 2:
@@ -159,7 +162,7 @@ def test_frozen_entries_of_a_weight_do_not_decay_and_frozen_weights_are_left_out
     setattr(module.partly, IS_PARTLY_FROZEN, True)
     with torch.no_grad():
         module.weight += 1
-    optimizer = plan_of(module, optimizer=name, weight_decay=0.5, lr=0.1).configure_optimizers()
+    optimizer = plan_of(module, optimizer=name, weight_decay=0.5, rate={"lr": 0.1}).configure_optimizers()
     assert [[p.shape for p in group["params"]] for group in optimizer.param_groups] == [[(2,)], [(2,)]]
     for parameter in (module.weight, module.partly):
         parameter.grad = torch.zeros(2)
@@ -227,16 +230,14 @@ def test_mixed_seeds_are_valid_and_tell_their_arguments_apart(numbers):
     assert len(others) == 3
 
 
-@pytest.mark.parametrize(
-    ("value", "best", "min_delta", "expected"),
-    [
-        (1.0, 2.0, 0.0, True),
-        (2.0, 2.0, 0.0, False),
-        (1.5, 2.0, 0.5, False),
-        (1.4, 2.0, 0.5, True),
-        (math.nan, 2.0, 0.0, False),
-        (5.0, math.inf, 1.0, True),
-    ],
-)
-def test_better_is_lower_by_more_than_the_least_change(value, best, min_delta, expected):
-    assert is_better(value, best, min_delta) is expected
+def test_processes_share_the_statistics_that_are_saved_and_nothing_else(monkeypatch):
+    module = nn.BatchNorm1d(2)
+    module.register_buffer("positions", torch.arange(3), persistent=False)
+    plan = plan_of(module)
+    monkeypatch.setattr(TrainingPlan, "trainer", SimpleNamespace(world_size=2))
+    sent = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda buffer, source: sent.append((buffer, source)))
+    plan.on_validation_start()
+    assert [source for _, source in sent] == [0, 0, 0]
+    expected = [module.running_mean, module.running_var, module.num_batches_tracked]
+    assert all(buffer is other for (buffer, _), other in zip(sent, expected, strict=True))

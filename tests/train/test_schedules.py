@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epivi.train.schedules import Annealing
+from epivi.train.schedules import Annealing, LearningRate
 
 
 def test_golden_weights_of_a_cycle():
@@ -92,3 +93,16 @@ def test_a_training_that_ends_at_full_weight_or_one_step_before_does_not_warn(ma
     with caplog.at_level(logging.WARNING, "epivi"):
         Annealing(steps_per_epoch=11, max_epochs=max_epochs, ratio=ratio).warn_if_it_ends_low()
     assert not caplog.records
+
+
+def test_the_learning_rate_rises_in_proportion_and_falls_as_a_half_cosine():
+    rate = LearningRate(lr=0.2, steps_per_epoch=10, max_epochs=10, schedule="cosine", warmup_share=0.05)
+    assert [rate.at(step) for step in range(5)] == pytest.approx([0.2 * k / 5 for k in range(1, 6)])
+    expected = 0.1 * (1 + np.cos(np.pi * (np.arange(5, 100) - 5) / 95))
+    np.testing.assert_allclose([rate.at(step) for step in range(5, 100)], expected, rtol=1e-12)
+    assert rate.at(100) == pytest.approx(0.0, abs=1e-15)
+
+
+def test_the_exponential_learning_rate_changes_by_epoch_alone():
+    rate = LearningRate(lr=0.1, steps_per_epoch=3, max_epochs=4, gamma=0.5)
+    assert [rate.at(step) for step in range(9)] == [0.1] * 3 + [0.05] * 3 + [0.025] * 3

@@ -16,8 +16,11 @@ from epivi.train.config import check_shares
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# the last minibatch is joined to the one before if it has fewer cells: batch normalisation needs two
+# batch normalisation needs two cells
 MIN_CELLS = 2
+# the last minibatch is joined to the one before if it has fewer cells than this part of a full one: statistics of a few
+# cells would train the network as much as those of a full one, and enter the running ones just before validation
+LEAST_PART = 8
 
 
 def split_cells(n_obs: int, train_size: float, validation_size: float | None, seed: int) -> dict[str, np.ndarray]:
@@ -67,7 +70,8 @@ class EpochSampler:
     indices
         Rows to draw from.
     batch_size
-        Rows of a minibatch, on each process.
+        Rows of a minibatch, on each process. The last one of an epoch takes the rest along if that is less than two
+        rows or an eighth of a minibatch.
     seed
         Seed of all orders.
     shuffle
@@ -120,7 +124,7 @@ class EpochSampler:
     def n_batches(self) -> int:
         """Minibatches in a full epoch."""
         full, rest = divmod(self.indices.size // self.world_size, self.batch_size)
-        return full + (rest >= MIN_CELLS)
+        return max(full + (rest >= max(MIN_CELLS, self.batch_size // LEAST_PART)), 1)
 
     def __len__(self) -> int:
         return self.n_batches - self.first_batch

@@ -1,13 +1,30 @@
 """Numbers about a result, on arrays, so that rival methods can be judged too.
 
-Embeddings are arrays of shape (cells, dimensions), labels any one-dimensional array-like. No function modifies its
+Embeddings are arrays of shape (cells, dimensions), labels any one-dimensional array-like, tracks (bins,) or
+(tracks, bins), predicted distributions arrays of their parameters, of any shape. No function modifies its
 input or a global random state.
 """
 
 from __future__ import annotations
 
+from epivi.metrics.calibration import (
+    Recalibration,
+    coverage,
+    crps_gaussian,
+    crps_nb,
+    gaussian_cdf,
+    gaussian_pit,
+    gaussian_quantile,
+    interval_coverage,
+    nb_cdf,
+    nb_pit,
+    nb_quantile,
+    pit_distance,
+    randomised_pit,
+)
 from epivi.metrics.clusters import ClusterAgreement, cluster_agreement, subsample_scores
 from epivi.metrics.dice import DiceScore, dice, dice_depth_correlation, dice_specific
+from epivi.metrics.imputation import imputation_scores
 from epivi.metrics.information import ConfounderInformation, confounder_information
 from epivi.metrics.leiden import LeidenPartition, leiden_fixed_k, leiden_sweep
 from epivi.metrics.neighbors import NeighborMixing, knn_accuracy, label_purity, neighbor_mixing, rare_type_purity
@@ -19,17 +36,31 @@ __all__ = [
     "DiceScore",
     "LeidenPartition",
     "NeighborMixing",
+    "Recalibration",
     "cluster_agreement",
     "cluster_scores",
     "confounder_information",
+    "coverage",
+    "crps_gaussian",
+    "crps_nb",
     "dice",
     "dice_depth_correlation",
     "dice_specific",
+    "gaussian_cdf",
+    "gaussian_pit",
+    "gaussian_quantile",
+    "imputation_scores",
+    "interval_coverage",
     "knn_accuracy",
     "label_purity",
     "leiden_fixed_k",
     "leiden_sweep",
+    "nb_cdf",
+    "nb_pit",
+    "nb_quantile",
     "neighbor_mixing",
+    "pit_distance",
+    "randomised_pit",
     "rare_type_purity",
     "subsample_scores",
 ]

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 from epivi import _validate
 from epivi._errors import ConfigError, DataError
-from epivi.data.splits import EpochSampler
+from epivi.data.splits import EpochSampler, split_cells
 from epivi.models.base_arguments import check_run_arguments
 from epivi.models.base_saving import SavingMixin
-from epivi.models.base_training import run_training
+from epivi.models.base_training import TrainingData, cut_rows, run_training
 from epivi.train.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -75,6 +75,16 @@ class EpiModel(SavingMixin):
     ) -> EpochSampler:
         """Return the sampler of the training cells; models with other needs override it."""
         return EpochSampler(indices, config.batch_size, config.seed, rank=rank, world_size=world_size)
+
+    def training_data(self, config: TrainingConfig, world_size: int) -> TrainingData:
+        """Return what the model trains on: by default cells, split at random."""
+        splits = split_cells(self.n_train_candidates, config.train_size, config.validation_size, config.seed)
+        return TrainingData(
+            self.adata_manager.create_torch_dataset(),
+            lambda rank, world: self.make_sampler(splits["train"], config, rank=rank, world_size=world),
+            cut_rows(splits["validation"], config.batch_size, world_size),
+            splits,
+        )
 
     def train(  # noqa: PLR0913
         self,

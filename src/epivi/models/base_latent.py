@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
 from epivi._errors import ConfigError, nearest
+from epivi._keys import BATCH_ROWS
 from epivi.models.base import EpiModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    import numpy as np
     from anndata import AnnData
     from mudata import MuData
 
@@ -49,19 +50,26 @@ class LatentMixin(EpiModel):
         -------
         Shape (n, d), float32; with ``return_dist`` a pair of such arrays.
         """
-        self._check_if_trained(warn=True)
-        _, _, batches = self._batches(adata, indices, batch_size)
-        mean_nd, variance_nd = self._posterior(batches)
-        return (mean_nd, variance_nd) if return_dist else mean_nd
+        return self._latents(self._trained_batches(adata, indices, batch_size)[2], return_dist=return_dist)
 
-    def _posterior(self, batches: Iterable[dict[str, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-        """Return means and variances of the posterior over batches, both of shape (n, d)."""
+    def _trained_batches(
+        self, adata: AnnData | MuData | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
+    ) -> tuple[AnnData | MuData, np.ndarray, Iterator[dict[str, torch.Tensor]]]:
+        """Return data, row numbers and batches for what a trained model tells; warn if it was not trained."""
+        self._check_if_trained(warn=True)
+        return self._batches(adata, indices, batch_size)
+
+    def _latents(
+        self, batches: Iterable[dict[str, torch.Tensor]], *, return_dist: bool
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Return means, or means and variances, of the posterior over batches, of shape (n, d)."""
         means, variances = [], []
         for batch in batches:
             qz = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)["qz"]
             means.append(qz.loc.cpu())
             variances.append(qz.scale.square().cpu())
-        return torch.cat(means).numpy(), torch.cat(variances).numpy()
+        mean_nd, variance_nd = torch.cat(means).numpy(), torch.cat(variances).numpy()
+        return (mean_nd, variance_nd) if return_dist else mean_nd
 
     @property
     def batch_categories(self) -> list[str]:
@@ -80,7 +88,42 @@ class LatentMixin(EpiModel):
             raise ConfigError(message)
         return categories.index(str(transform_batch))
 
-    @staticmethod
-    def _sample(qz: torch.distributions.Normal, generator: torch.Generator) -> torch.Tensor:
-        """Draw from the posterior with a generator of the CPU, so that devices agree."""
-        return qz.loc + qz.scale * torch.randn(qz.loc.shape, generator=generator).to(qz.loc.device)
+    def _noise(self, batch: Mapping[str, torch.Tensor]) -> RowNoise:
+        """Return the source of noise of the cells of a minibatch, seeded by the model."""
+        return RowNoise(self.seed, batch[BATCH_ROWS].reshape(-1).tolist())
+
+    def _sample(self, batch: Mapping[str, torch.Tensor], qz: torch.distributions.Normal) -> torch.Tensor:
+        """Draw from the posterior of each cell of a minibatch, shape (b, d)."""
+        return qz.loc + qz.scale * self._noise(batch).draw(qz.loc.shape[1]).to(qz.loc)
+
+
+class RowNoise:
+    """Standard normal noise of cells, each with a generator of its own that depends on (seed, row) alone.
+
+    So neither the order of the cells, nor which others are read, nor the size of minibatches changes what a cell gets;
+    it is drawn on the CPU, so that devices agree.
+
+    Parameters
+    ----------
+    seed
+        Seed of all rows.
+    rows
+        Row numbers of the cells in their data.
+
+    Examples
+    --------
+    >>> pair = RowNoise(0, [5, 3]).draw(2)
+    >>> bool((RowNoise(0, [3]).draw(2) == pair[1:]).all())
+    True
+    """
+
+    def __init__(self, seed: int, rows: Sequence[int]) -> None:
+        # two words of 64 bits: no two pairs of seed and row share a stream
+        self.generators = [np.random.Generator(np.random.Philox(key=[seed % 2**64, row])) for row in rows]
+
+    def draw(self, n_latent: int) -> torch.Tensor:
+        """Return the next noise of each cell, shape (b, d), float32."""
+        noise_bd = np.empty((len(self.generators), n_latent), dtype=np.float32)
+        for generator, noise_d in zip(self.generators, noise_bd, strict=True):
+            generator.standard_normal(dtype=np.float32, out=noise_d)
+        return torch.from_numpy(noise_bd)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from scvi import REGISTRY_KEYS
 from scvi.data._manager import AnnDataManagerValidationCheck
@@ -62,6 +62,23 @@ class ObsKeys:
     labels_key: str | None = None
     categorical: Sequence[str] | None = None
     continuous: Sequence[str] | None = None
+
+    @classmethod
+    def of(cls, setup_method_args: Mapping[str, Any]) -> Self:
+        """Return the columns among the arguments of a setup, as scvi-tools stores them.
+
+        Examples
+        --------
+        >>> ObsKeys.of({"setup_args": {"batch_key": "sample", "continuous_covariate_keys": ["age"]}}).used
+        ['sample', 'age']
+        """
+        arguments = setup_method_args["setup_args"]
+        return cls(
+            batch_key=arguments.get("batch_key"),
+            labels_key=arguments.get("labels_key"),
+            categorical=arguments.get("categorical_covariate_keys"),
+            continuous=arguments.get("continuous_covariate_keys"),
+        )
 
     @property
     def used(self) -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import threading
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning.pytorch as pl
 import pandas as pd
@@ -15,11 +15,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from epivi._errors import ConfigError, TrainingError
-from epivi.data.splits import split_cells
 from epivi.models.base_arguments import DECISIVE, make_trainer, parse_devices
 from epivi.train.keeping import RunState, WeightKeeper, copy_weights
 from epivi.train.plan import NotFiniteLossError, TrainingPlan
-from epivi.train.schedules import Annealing
+from epivi.train.schedules import Annealing, LearningRate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,40 +27,47 @@ if TYPE_CHECKING:
     import numpy as np
     from scvi.train import Trainer
 
-    from epivi.data.splits import EpochSampler
     from epivi.models.base import EpiModel
     from epivi.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
 
-class CellLoaders(pl.LightningDataModule):
-    """Loaders of training and validation cells whose order depends on (seed, epoch) alone.
+class TrainingData(NamedTuple):
+    """What a model trains on.
+
+    Attributes
+    ----------
+    dataset
+        Gives the batch of what a sampler yields.
+    make_sampler
+        Builds the sampler of the training minibatches from (rank, world size).
+    validation
+        What the validation minibatches hold, in a fixed order, at least one for each process; empty without validation.
+    splits
+        Rows of the observations for training, validation and test.
+    """
+
+    dataset: torch.utils.data.Dataset
+    make_sampler: Callable[[int, int], Any]
+    validation: list[Any]
+    splits: dict[str, np.ndarray]
+
+
+class Loaders(pl.LightningDataModule):
+    """Loaders of training and validation minibatches whose order depends on (seed, epoch) alone.
 
     Parameters
     ----------
-    dataset
-        Batches of the registered data.
-    make_sampler
-        Builds the sampler of the training cells from (rank, world size).
-    validation_batches
-        Rows of the validation minibatches.
+    data
+        What the model trains on.
     num_workers
         Processes that read batches.
     """
 
-    def __init__(
-        self,
-        dataset: torch.utils.data.Dataset,
-        make_sampler: Callable[[int, int], EpochSampler],
-        validation_batches: list[list[int]],
-        *,
-        num_workers: int = 0,
-    ) -> None:
+    def __init__(self, data: TrainingData, *, num_workers: int = 0) -> None:
         super().__init__()
-        self.dataset = dataset
-        self.make_sampler = make_sampler
-        self.validation_batches = validation_batches
+        self.data = data
         self.num_workers = num_workers
         self.plan: TrainingPlan | None = None
         self.start_epoch = 0
@@ -69,20 +75,20 @@ class CellLoaders(pl.LightningDataModule):
     def _loader(self, sampler: Any) -> DataLoader:
         generator = torch.Generator().manual_seed(0)
         return DataLoader(
-            self.dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers, generator=generator
+            self.data.dataset, sampler=sampler, batch_size=None, num_workers=self.num_workers, generator=generator
         )
 
     def train_dataloader(self) -> DataLoader:
-        """Return the loader of the training cells, from the minibatch on where an interrupted run stopped."""
-        sampler = self.make_sampler(self.trainer.global_rank, self.trainer.world_size)
+        """Return the training loader, from the minibatch on where an interrupted run stopped."""
+        sampler = self.data.make_sampler(self.trainer.global_rank, self.trainer.world_size)
         if self.plan is not None:
             sampler.start = self.start_epoch
             sampler.first_batch = self.plan.batch_in_epoch
         return self._loader(sampler)
 
     def val_dataloader(self) -> DataLoader | list:
-        """Return the loader of the validation cells, in a fixed order, split over the processes."""
-        return self._loader(self.validation_batches[self.trainer.global_rank :: self.trainer.world_size])
+        """Return the validation loader, in a fixed order, split over the processes."""
+        return self._loader(self.data.validation[self.trainer.global_rank :: self.trainer.world_size])
 
 
 def run_training(
@@ -122,20 +128,16 @@ def run_training(
     CheckpointError
         If the unfinished run in ``run_dir`` does not fit.
     """
-    splits = split_cells(model.n_train_candidates, config.train_size, config.validation_size, config.seed)
     accelerator, lightning_devices, device = parse_devices(accelerator, devices)
     trainer_kwargs = {"enable_progress_bar": True, "use_distributed_sampler": False} | trainer_kwargs
     world_size = _world_size(lightning_devices, trainer_kwargs)
-    validation = _cut(splits["validation"], config.batch_size, world_size)
-    if validation:
+    data = model.training_data(config, world_size)
+    if data.validation:
         trainer_kwargs.setdefault("check_val_every_n_epoch", 1)
-    loaders = CellLoaders(
-        model.adata_manager.create_torch_dataset(),
-        lambda rank, world: model.make_sampler(splits["train"], config, rank=rank, world_size=world),
-        validation,
-        num_workers=num_workers,
-    )
-    steps = model.make_sampler(splits["train"], config, rank=0, world_size=world_size).n_batches
+    if config.gradient_clip_norm:
+        trainer_kwargs.setdefault("gradient_clip_val", config.gradient_clip_norm)
+    loaders = Loaders(data, num_workers=num_workers)
+    steps = data.make_sampler(0, world_size).n_batches
     annealing = Annealing(
         steps_per_epoch=steps,
         max_epochs=config.max_epochs,
@@ -144,9 +146,17 @@ def run_training(
         ratio=config.kl_cycle_ratio,
     )
     annealing.warn_if_it_ends_low()
-    optimiser = {key: getattr(config, key) for key in ("optimizer", "lr", "weight_decay", "eps", "lr_gamma", "seed")}
-    plan = TrainingPlan(model.module, annealing=annealing, **optimiser)
-    patience = config.early_stopping_patience if config.early_stopping and validation else None
+    learning_rate = LearningRate(
+        lr=config.lr,
+        steps_per_epoch=steps,
+        max_epochs=config.max_epochs,
+        schedule=config.lr_schedule,
+        gamma=config.lr_gamma,
+        warmup_share=config.lr_warmup_share,
+    )
+    optimiser = {key: getattr(config, key) for key in ("optimizer", "weight_decay", "eps", "seed")}
+    plan = TrainingPlan(model.module, annealing=annealing, learning_rate=learning_rate, **optimiser)
+    patience = config.early_stopping_patience if config.early_stopping and data.validation else None
     plan.keeper = WeightKeeper(
         config.early_stopping_monitor, patience=patience, min_delta=config.early_stopping_min_delta
     )
@@ -158,7 +168,7 @@ def run_training(
         if plan.run_state.resume(plan):
             logger.info("Resuming the run in %s at epoch %d, step %d.", run_dir, plan.epoch, plan.step)
     loaders.start_epoch = plan.epoch
-    model.train_indices, model.validation_indices, model.test_indices = splits.values()
+    model.train_indices, model.validation_indices, model.test_indices = data.splits.values()
     if plan.batch_in_epoch:
         # the first epoch is shorter: the loader is asked for anew after it
         trainer_kwargs["reload_dataloaders_every_n_epochs"] = 1
@@ -175,7 +185,7 @@ def run_training(
     _finish(model, plan, device, restore_best=config.early_stopping)
 
 
-def _fit(model: EpiModel, plan: TrainingPlan, trainer: Trainer, loaders: CellLoaders) -> None:
+def _fit(model: EpiModel, plan: TrainingPlan, trainer: Trainer, loaders: Loaders) -> None:
     before = copy_weights(model.module)
     model.module.train()
     try:
@@ -193,7 +203,7 @@ def _fit(model: EpiModel, plan: TrainingPlan, trainer: Trainer, loaders: CellLoa
     except torch.cuda.OutOfMemoryError as error:
         model.module.to("cpu")
         where = _restore(model, plan, before)
-        batch_size = loaders.make_sampler(0, 1).batch_size
+        batch_size = loaders.data.make_sampler(0, 1).batch_size
         message = (
             f"The GPU ran out of memory at batch_size={batch_size}. The model is intact, on the CPU; {where}. "
             f"Train with batch_size={max(batch_size // 2, 2)}."
@@ -283,18 +293,31 @@ def _without_hints() -> Iterator[None]:
         yield
 
 
-def _cut(indices: np.ndarray, batch_size: int, world_size: int) -> list[list[int]]:
-    """Cut the validation cells into minibatches, at least one for each process."""
-    if not indices.size:
+def cut_rows(indices: np.ndarray, batch_size: int, world_size: int) -> list[np.ndarray]:
+    """Cut what is validated on, rows of an array, into minibatches, at least one for each process.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer rows than processes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [part.tolist() for part in cut_rows(np.arange(3), 2, 1)]
+    [[0, 1], [2]]
+    """
+    n = len(indices)
+    if not n:
         return []
-    if indices.size < world_size:
+    if n < world_size:
         message = (
-            f"{indices.size} validation cells are too few for {world_size} processes. "
+            f"{n} validation samples are too few for {world_size} processes. "
             "Lower train_size, or train without validation: validation_size=0."
         )
         raise ConfigError(message)
-    size = min(batch_size, indices.size // world_size)
-    return [indices[start : start + size].tolist() for start in range(0, indices.size, size)]
+    size = min(batch_size, n // world_size)
+    return [indices[start : start + size] for start in range(0, n, size)]
 
 
 def _world_size(devices: int | list[int] | str, trainer_kwargs: dict[str, Any]) -> int:

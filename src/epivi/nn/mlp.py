@@ -6,7 +6,7 @@ k covariates.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -68,8 +68,25 @@ class GroupedNorm(nn.Module):
         return self.dropout(self.activation(self.norm(x_bch.flatten(1)).view_as(x_bch)))
 
 
-def dense_block(n_in: int, n_out: int, *, dropout_rate: float, momentum: float, eps: float) -> nn.Sequential:
-    """Return Linear, batch normalisation, LeakyReLU(0.2) and dropout.
+def dense_block(
+    n_in: int,
+    n_out: int,
+    *,
+    dropout_rate: float,
+    momentum: float,
+    eps: float,
+    activation: type[nn.Module] | None = None,
+) -> nn.Sequential:
+    """Return Linear, batch normalisation, activation and dropout.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Inputs and outputs.
+    dropout_rate, momentum, eps
+        Of dropout and batch normalisation.
+    activation
+        Kind of the activation; LeakyReLU(0.2) if ``None``.
 
     Examples
     --------
@@ -79,7 +96,7 @@ def dense_block(n_in: int, n_out: int, *, dropout_rate: float, momentum: float, 
     return nn.Sequential(
         nn.Linear(n_in, n_out),
         nn.BatchNorm1d(n_out, momentum=momentum, eps=eps),
-        nn.LeakyReLU(SLOPE),
+        nn.LeakyReLU(SLOPE) if activation is None else activation(),
         nn.Dropout(dropout_rate),
     )
 
@@ -166,7 +183,7 @@ class DenseDecoder(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        options = {"dropout_rate": dropout_rate, "momentum": momentum, "eps": eps}
+        options: dict[str, Any] = {"dropout_rate": dropout_rate, "momentum": momentum, "eps": eps}
         self.first = dense_block(n_latent + n_covariates, hidden[1], **options)
         self.second = dense_block(hidden[1], hidden[0], **options)
         self.logits = BlockLogits(blocks, hidden[0], diagonal=False)

@@ -6,6 +6,7 @@ Legend of shapes: b cells of the batch, d latent dimensions, s samples.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -91,6 +92,7 @@ def importance_estimate(
     n_samples: int = 1000,
     chunk_size: int = 1,
     generator: torch.Generator | None = None,
+    draw: Callable[[], Tensor] | None = None,
 ) -> MarginalEstimate:
     r"""Estimate marginal likelihood, ELBO and effective sample size of each cell from the same samples.
 
@@ -114,6 +116,8 @@ def importance_estimate(
         result.
     generator
         Source of noise, on the device of ``mean_bd``.
+    draw
+        Gives the standard normal noise of one sample of all cells, shape (b, d), instead of ``generator``.
 
     Raises
     ------
@@ -129,15 +133,13 @@ def importance_estimate(
     if min(n_samples, chunk_size) < 1:
         message = f"n_samples is {n_samples} and chunk_size {chunk_size}; both must be at least 1."
         raise ConfigError(message)
+    if draw is None:
+        options = {"generator": generator, "dtype": mean_bd.dtype, "device": mean_bd.device}
+        draw = partial(torch.randn, mean_bd.shape, **options)
     running = LogMeanExp()
     for start in range(0, n_samples, chunk_size):
         n = min(chunk_size, n_samples - start)
-        noise_sbd = torch.stack(
-            [
-                torch.randn(mean_bd.shape, generator=generator, dtype=mean_bd.dtype, device=mean_bd.device)
-                for _ in range(n)
-            ]
-        )
+        noise_sbd = torch.stack([draw() for _ in range(n)])
         latent_sbd = mean_bd + (0.5 * logvar_bd).exp() * noise_sbd
         # log p(z) - log q(z | x): the constants of the two Gaussians cancel
         ratio_sb = 0.5 * (noise_sbd.double().square() + logvar_bd - latent_sbd.double().square()).sum(2)
@@ -153,12 +155,13 @@ def marginal_log_likelihood(
     n_samples: int = 1000,
     chunk_size: int = 1,
     generator: torch.Generator | None = None,
+    draw: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """Return the importance-sampled marginal log-likelihood of each cell, shape (b,), in nats.
 
     Parameters
     ----------
-    log_likelihood, mean_bd, logvar_bd, n_samples, chunk_size, generator
+    log_likelihood, mean_bd, logvar_bd, n_samples, chunk_size, generator, draw
         As in :func:`importance_estimate`.
 
     Raises
@@ -173,5 +176,11 @@ def marginal_log_likelihood(
     [-5.0, -5.0]
     """
     return importance_estimate(
-        log_likelihood, mean_bd, logvar_bd, n_samples=n_samples, chunk_size=chunk_size, generator=generator
+        log_likelihood,
+        mean_bd,
+        logvar_bd,
+        n_samples=n_samples,
+        chunk_size=chunk_size,
+        generator=generator,
+        draw=draw,
     ).log_likelihood_b

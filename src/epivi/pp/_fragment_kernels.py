@@ -7,11 +7,15 @@ name, `ends` (one entry more than names) where it stops in `arena`, the bytes of
 from __future__ import annotations
 
 import itertools
-from typing import Final
+import re
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import scipy.sparse as sp
 from numba import njit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # What `parse_lines` returns
 DONE: Final = 0  # all bytes are read
@@ -259,6 +263,46 @@ def parse_lines(buf, chroms, cells, grid, counts, keys, state, options):  # prag
         p = after
         state[LINE] += 1
     return status
+
+
+def diagnose(place: str, line: bytes, sizes: Mapping[str, int], *, is_strict: bool) -> str:
+    r"""Say what is wrong with a line at which the parser stopped.
+
+    Examples
+    --------
+    >>> diagnose("f.tsv:1", b"chr1\t9\t5\tA", {"chr1": 100}, is_strict=False)[:41]
+    'f.tsv:1: the end 5 is not above the start'
+    """
+    text = line.decode(errors="replace").removesuffix("\r")
+    fields = text.split("\t")
+    start, end = (fields[i] if len(fields) > i else "" for i in (1, 2))
+    is_whole = [re.fullmatch("[0-9]{1,12}", value) is not None for value in (start, end)]
+    cause, remedy = "it cannot be read", "Correct or remove the line"
+    if not 4 <= len(fields) <= 6:
+        cause = f"4 to 6 fields separated by tabs are needed, found {len(fields)}"
+        remedy = "Correct or remove the line; a header must begin with '#'"
+    elif re.fullmatch("-[0-9]+", start):
+        cause = f"the start {start} is negative"
+    elif not all(is_whole):
+        cause = f"{'end' if is_whole[0] else 'start'} '{(end if is_whole[0] else start)[:40]}' is not a position"
+        remedy = "A whole number of bp is needed; a header must begin with '#'"
+    elif int(end) <= int(start):
+        cause = f"the end {end} is not above the start {start}"
+        remedy += "; intervals are 0-based and half-open"
+    elif not re.fullmatch(r"[^\x00-\x20]+", fields[0]) or not re.fullmatch(r"[^\x00-\x20]+", fields[3]):
+        cause = "chromosome or barcode is empty or has a blank in it"
+    elif len(fields) > 4 and not re.fullmatch(r"\.|[0-9]{1,12}", fields[4]):
+        cause = f"the read support '{fields[4][:40]}' is not a whole number"
+    elif len(fields) > 5 and fields[5] not in {"+", "-", "."}:
+        cause = f"the strand '{fields[5][:40]}' is none of + - ."
+    elif fields[0] not in sizes:
+        if is_strict:
+            cause = f"the genome has no chromosome '{fields[0]}'"
+            remedy = "Give a genome that has it, or set unknown_chroms='skip'"
+    elif int(end) > sizes[fields[0]]:
+        cause = f"the end {end} lies beyond {fields[0]}, which has {sizes[fields[0]]} bp"
+        remedy = "Check that the genome is that of the file"
+    return f"{place}: {cause}. The line is {text[:120]!r}. {remedy}."
 
 
 class Names:

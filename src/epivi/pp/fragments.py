@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import logging
 import re
@@ -85,7 +86,8 @@ def fragments(
 
     A fragment file has 4 to 6 columns separated by tabs: chromosome, start, end (bp, 0-based, half-open), barcode,
     read support, strand. It may be plain text, gzip or bgzip; an index is not needed, lines need not be sorted, lines
-    that begin with ``#`` and blank lines are passed over. A line counts as one fragment, whatever its read support.
+    that begin with ``#`` and blank lines are passed over, and so is a byte order mark (UTF-8) at the start. A line
+    counts as one fragment, whatever its read support.
 
     Parameters
     ----------
@@ -131,7 +133,8 @@ def fragments(
     ConfigError
         If an argument is not valid, or two files of a list give the same name.
     DataError
-        If a file is missing, empty, damaged or cut off (for bgzip also at the end of a block); if a line does not
+        If a file is missing, empty, damaged or cut off (for bgzip also at the end of a block; for text if the last line
+        has no line end and fewer fields than the line before, else a log message warns); if a line does not
         have the form above, has a negative start or an end that is not above its start, or ends beyond its
         chromosome (file, line and content are named); if no fragment lies on a known chromosome, none has a barcode
         of the whitelist, or no cell has `min_fragments`.
@@ -146,7 +149,7 @@ def fragments(
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "fragments.tsv"
     >>> rows = ["chr1 0 90 AAA 1", "chr1 80 140 AAA 3", "chr1 110 130 CCC 1"]
-    >>> _ = path.write_text(chr(10).join(row.replace(" ", chr(9)) for row in rows))
+    >>> _ = path.write_text("".join(row.replace(" ", chr(9)) + chr(10) for row in rows))
     >>> adata = fragments(path, {"chr1": 250}, bin_size_bp=100)
     >>> adata.obs_names.tolist(), adata.X.toarray().tolist()
     (['AAA', 'CCC'], [[1, 1, 0], [0, 1, 0]])
@@ -324,8 +327,10 @@ def _count(path: Path, grid: _Grid, options: _Options) -> _Tally:
         int(is_strict),
     )
     sums = fk.Sums()
+    before = b""
     with _open(path) as handle:
-        while (text := _next_lines(handle, path, int(state[fk.LINE]))) is not None:
+        while (text := _next_lines(handle, path, int(state[fk.LINE]), before)) is not None:
+            before = text
             buf = np.frombuffer(text, dtype=np.uint8)
             # no line with a fragment is shorter than eight bytes
             keys = np.empty(buf.size // 4 + 2, dtype=np.int64)
@@ -340,7 +345,7 @@ def _count(path: Path, grid: _Grid, options: _Options) -> _Tally:
                     on_cell = np.pad(on_cell, (0, cells.grow(int(n_names[1])) - on_cell.size))
                 elif status == fk.BAD:
                     line = text[state[fk.POSITION] : text.index(b"\n", state[fk.POSITION])]
-                    raise DataError(_diagnose(f"{path}:{state[fk.LINE] + 1}", line, grid.sizes, is_strict=is_strict))
+                    raise DataError(fk.diagnose(f"{path}:{state[fk.LINE] + 1}", line, grid.sizes, is_strict=is_strict))
     totals = {
         "n_lines": fk.LINE,
         "n_accepted": fk.ACCEPTED,
@@ -384,8 +389,8 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb")  # type: ignore[return-value]
 
 
-def _next_lines(handle: IO[bytes], path: Path, n_lines: int) -> bytes | None:
-    """Return some whole lines, the last with a line end; None at the end of the file."""
+def _next_lines(handle: IO[bytes], path: Path, n_lines: int, before: bytes) -> bytes | None:
+    """Return some whole lines after those of `before`, the last with a line end; None at the end of the file."""
     try:
         text = handle.read(_CHUNK_BYTES)
         if text and not text.endswith(b"\n"):
@@ -395,43 +400,25 @@ def _next_lines(handle: IO[bytes], path: Path, n_lines: int) -> bytes | None:
         raise DataError(message) from error
     if not text:
         return None
+    if not before:
+        text = text.removeprefix(codecs.BOM_UTF8) or b"\n"
     if not text.endswith(b"\n"):
         if len(text) - text.rfind(b"\n") > _MAX_LINE_BYTES:
             message = f"{path}: a line after line {n_lines} has no end. Check that it is a fragment file."
             raise DataError(message)
+        _check_last(path, before[-2 * _MAX_LINE_BYTES :] + text[-2 * _MAX_LINE_BYTES :])
         text += b"\n"
     return text
 
 
-def _diagnose(place: str, line: bytes, sizes: Mapping[str, int], *, is_strict: bool) -> str:
-    """Say what is wrong with a line."""
-    text = line.decode(errors="replace").removesuffix("\r")
-    fields = text.split("\t")
-    start, end = (fields[i] if len(fields) > i else "" for i in (1, 2))
-    is_whole = [re.fullmatch("[0-9]{1,12}", value) is not None for value in (start, end)]
-    cause, remedy = "it cannot be read", "Correct or remove the line"
-    if not 4 <= len(fields) <= 6:
-        cause = f"4 to 6 fields separated by tabs are needed, found {len(fields)}"
-        remedy = "Correct or remove the line; a header must begin with '#'"
-    elif re.fullmatch("-[0-9]+", start):
-        cause = f"the start {start} is negative"
-    elif not all(is_whole):
-        cause = f"{'end' if is_whole[0] else 'start'} '{(end if is_whole[0] else start)[:40]}' is not a position"
-        remedy = "A whole number of bp is needed; a header must begin with '#'"
-    elif int(end) <= int(start):
-        cause = f"the end {end} is not above the start {start}"
-        remedy += "; intervals are 0-based and half-open"
-    elif not re.fullmatch(r"[^\x00-\x20]+", fields[0]) or not re.fullmatch(r"[^\x00-\x20]+", fields[3]):
-        cause = "chromosome or barcode is empty or has a blank in it"
-    elif len(fields) > 4 and not re.fullmatch(r"\.|[0-9]{1,12}", fields[4]):
-        cause = f"the read support '{fields[4][:40]}' is not a whole number"
-    elif len(fields) > 5 and fields[5] not in {"+", "-", "."}:
-        cause = f"the strand '{fields[5][:40]}' is none of + - ."
-    elif fields[0] not in sizes:
-        if is_strict:
-            cause = f"the genome has no chromosome '{fields[0]}'"
-            remedy = "Give a genome that has it, or set unknown_chroms='skip'"
-    elif int(end) > sizes[fields[0]]:
-        cause = f"the end {end} lies beyond {fields[0]}, which has {sizes[fields[0]]} bp"
-        remedy = "Check that the genome is that of the file"
-    return f"{place}: {cause}. The line is {text[:120]!r}. {remedy}."
+def _check_last(path: Path, text: bytes) -> None:
+    """Look whether a last line without line end is cut off: it has fewer fields than the line before."""
+    last_two = [line for line in text.splitlines()[-2:] if line and not line.startswith(b"#")]
+    n_fields = [line.count(b"\t") + 1 for line in last_two]
+    if len(last_two) == 2 and n_fields[1] < n_fields[0]:
+        message = (
+            f"{path} is cut off: its last line has no line end and {n_fields[1]} fields, the line before it "
+            f"{n_fields[0]}. The line is {last_two[1].decode(errors='replace')[:120]!r}. Fetch or write the file anew."
+        )
+        raise DataError(message)
+    logger.warning("%s: the last line has no line end. If the file was cut off there, fetch or write it anew.", path)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from epivi.simulate.bulk import bulk
 from epivi.simulate.multiome import multiome
 from epivi.simulate.profiles import inclusion_probability
 from epivi.simulate.scatac import accessibility
 from epivi.simulate.settings import SETTINGS, standard
 from epivi.simulate.tracks import tracks
 
-__all__ = ["SETTINGS", "accessibility", "inclusion_probability", "multiome", "standard", "tracks"]
+__all__ = ["SETTINGS", "accessibility", "bulk", "inclusion_probability", "multiome", "standard", "tracks"]

@@ -9,6 +9,7 @@ from typing import Any
 from epivi import _validate
 from epivi._errors import ConfigError, nearest
 
+LR_SCHEDULES = ("exponential", "cosine")
 MONITORS = ("reconstruction_loss_validation", "elbo_validation", "validation_loss")
 
 
@@ -47,8 +48,13 @@ class TrainingConfig:
         Shares of cells; validation defaults to all that is not in training.
     early_stopping, early_stopping_patience, early_stopping_monitor, early_stopping_min_delta
         Stop after so many epochs (at full KL weight) without a lower value of the monitor.
-    optimizer, lr, weight_decay, eps, lr_gamma
-        Optimiser; the learning rate is multiplied by ``lr_gamma`` each epoch.
+    optimizer, lr, weight_decay, eps
+        Optimiser.
+    lr_schedule, lr_gamma, lr_warmup_share
+        The learning rate is multiplied by ``lr_gamma`` each epoch (``"exponential"``), or rises in proportion to the
+        step for this share of all steps and falls as a half cosine to zero (``"cosine"``).
+    gradient_clip_norm
+        Largest norm of the gradient; 0 means no limit.
     n_epochs_warmup_reconstruction, n_epochs_kl_cycle, kl_cycle_ratio
         Warm-up without KL terms, then cyclical annealing.
     seed
@@ -73,6 +79,9 @@ class TrainingConfig:
     weight_decay: float = 1e-6
     eps: float = 1e-8
     lr_gamma: float = 0.995
+    lr_schedule: str = "exponential"
+    lr_warmup_share: float = 0.0
+    gradient_clip_norm: float = 0.0
     n_epochs_warmup_reconstruction: int = 10
     n_epochs_kl_cycle: int = 100
     kl_cycle_ratio: float = 0.5
@@ -90,6 +99,9 @@ class TrainingConfig:
         check(self.weight_decay, "weight_decay", low=0.0)
         check(self.eps, "eps", low=0.0, low_inclusive=False)
         check(self.lr_gamma, "lr_gamma", low=0.0, high=1.0, low_inclusive=False)
+        _validate.check_choice(self.lr_schedule, "lr_schedule", LR_SCHEDULES)
+        check(self.lr_warmup_share, "lr_warmup_share", low=0.0, high=1.0, high_inclusive=False)
+        check(self.gradient_clip_norm, "gradient_clip_norm", low=0.0)
         check(self.n_epochs_warmup_reconstruction, "n_epochs_warmup_reconstruction", low=0, integer=True)
         check(self.n_epochs_kl_cycle, "n_epochs_kl_cycle", low=0, integer=True)
         check(self.kl_cycle_ratio, "kl_cycle_ratio", low=0.0, high=1.0)

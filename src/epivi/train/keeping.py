@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from epivi._errors import CheckpointError
 from epivi.train.checkpoint import flatten_state, is_checkpoint, read_checkpoint, unflatten_state, write_checkpoint
-from epivi.train.plan import is_better, weights_are_finite
+from epivi.train.weights import is_better, weights_are_finite
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from epivi.train.plan import TrainingPlan
-
 KIND = "run"
+
+
+class Run(Protocol):
+    """What is read of a training run, and restored into it: what :class:`epivi.train.plan.TrainingPlan` offers."""
+
+    module: Any
+    step: int
+    batch_in_epoch: int
+    keeper: WeightKeeper | None
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimiser as Lightning wraps it."""
+
+    @property
+    def global_rank(self) -> int:
+        """Number of this process."""
+
+    def state(self) -> dict[str, Any]:
+        """Return counters, metrics and sums."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state` returned."""
 
 
 def copy_weights(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -111,14 +132,14 @@ class RunState:
         self._optimizer_state: dict[str, Any] | None = None
         self._last_step = 0
 
-    def save_if_due(self, plan: TrainingPlan) -> None:
+    def save_if_due(self, plan: Run) -> None:
         """Save at the end of an epoch, or after ``every_n_steps`` steps; every process must call it."""
         is_epoch_end = plan.batch_in_epoch == 0
         is_step_due = self.every_n_steps is not None and plan.step - self._last_step >= self.every_n_steps
         if is_epoch_end or is_step_due:
             self.save(plan)
 
-    def save(self, plan: TrainingPlan) -> None:
+    def save(self, plan: Run) -> None:
         """Write weights, optimiser, counters, metrics and best weights; the old state stays until the new is whole.
 
         The first process writes for all. Weights that are not finite are not written: the next step stops the training.
@@ -138,7 +159,7 @@ class RunState:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(self.path, tensors=tensors, metadata=metadata, kind=KIND, overwrite=True)
 
-    def resume(self, plan: TrainingPlan) -> bool:
+    def resume(self, plan: Run) -> bool:
         """Restore an interrupted run into the plan, if there is one; returns whether there was.
 
         Raises

@@ -11,15 +11,16 @@ import torch
 
 from epivi._errors import TrainingError
 from epivi._keys import BATCH_ROWS
+from epivi.train.weights import weights_are_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from scvi.module.base import BaseModuleClass, LossOutput
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from epivi.train.keeping import RunState, WeightKeeper
-    from epivi.train.schedules import Annealing
+    from epivi.train.schedules import Annealing, LearningRate
 
 _VALIDATION_STREAM = 1 << 40
 # attribute of a parameter of which only some entries train, the gradients of the others being masked
@@ -37,10 +38,10 @@ class TrainingPlan(pl.LightningModule):
         KL weight and deterministic warm-up, by step.
     optimizer
         ``"Adam"`` or ``"AdamW"``.
-    lr, weight_decay, eps
+    learning_rate
+        Learning rate of each step.
+    weight_decay, eps
         Of the optimiser.
-    lr_gamma
-        The learning rate of epoch e is ``lr * lr_gamma ** e``.
     seed
         Seed of the noise: what is drawn in a step depends on (seed, step, process) alone.
 
@@ -54,18 +55,18 @@ class TrainingPlan(pl.LightningModule):
         module: BaseModuleClass,
         *,
         annealing: Annealing,
+        learning_rate: LearningRate,
         optimizer: str = "Adam",
-        lr: float = 1e-3,
         weight_decay: float = 1e-6,
         eps: float = 1e-8,
-        lr_gamma: float = 0.995,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.module = module
         self.annealing = annealing
         self.optimizer_name = optimizer
-        self.lr, self.weight_decay, self.eps, self.lr_gamma = lr, weight_decay, eps, lr_gamma
+        self.learning_rate = learning_rate
+        self.weight_decay, self.eps = weight_decay, eps
         self.seed = seed
         self.epoch = 0
         self.step = 0
@@ -90,7 +91,7 @@ class TrainingPlan(pl.LightningModule):
             groups.append({"params": partly, "weight_decay": 0.0})
         optimizer = kind(
             groups,
-            lr=self.lr,
+            lr=self.learning_rate.at(self.step),
             weight_decay=self.weight_decay,
             eps=self.eps,
             fused=parameters[0].device.type != "mps",
@@ -110,10 +111,10 @@ class TrainingPlan(pl.LightningModule):
         """The one optimiser."""
         return self.optimizers()
 
-    def on_train_epoch_start(self) -> None:
-        """Set the learning rate of the epoch."""
+    def on_train_batch_start(self, *args: Any) -> None:  # noqa: ARG002
+        """Set the learning rate of the step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * self.lr_gamma**self.epoch
+            group["lr"] = self.learning_rate.at(self.step)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of a minibatch; a loss that is not finite stops the training."""
@@ -139,8 +140,10 @@ class TrainingPlan(pl.LightningModule):
     def _share_buffers(self) -> None:
         """Give every process the statistics of the first one, those that are saved."""
         if self.trainer.world_size > 1:
-            for buffer in self.module.buffers():
-                torch.distributed.broadcast(buffer, 0)
+            saved = self.module.state_dict().keys()
+            for name, buffer in self.module.named_buffers():
+                if name in saved:
+                    torch.distributed.broadcast(buffer, 0)
 
     def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
         """Count the step and save the state of the run if it is due."""
@@ -294,25 +297,3 @@ def _mix(*numbers: int) -> int:
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % 2**64
         mixed ^= mixed >> 31
     return mixed % (2**63 - 1)
-
-
-def weights_are_finite(module: nn.Module) -> bool:
-    """Whether all weights and buffers of a module are finite.
-
-    Examples
-    --------
-    >>> weights_are_finite(torch.nn.Linear(1, 1))
-    True
-    """
-    return all(bool(value.isfinite().all()) for value in module.state_dict().values())
-
-
-def is_better(value: float, best: float, min_delta: float) -> bool:
-    """Whether a monitored value is lower than the best by more than ``min_delta``; NaN never is.
-
-    Examples
-    --------
-    >>> is_better(1.0, 2.0, 0.5), is_better(math.nan, 2.0, 0.0)
-    (True, False)
-    """
-    return not math.isnan(value) and value < best - min_delta

@@ -1,8 +1,9 @@
-"""What the step number decides: the weight of the KL terms and the deterministic warm-up."""
+"""What the step number decides: the weight of the KL terms, the deterministic warm-up, the learning rate."""
 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
@@ -76,3 +77,51 @@ class Annealing:
                 self.max_epochs,
                 last,
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRate:
+    r"""Learning rate by epoch and step.
+
+    With s of S steps done and a warm-up of W steps,
+
+    .. math:: \mathrm{lr}(s) = \mathrm{lr} \cdot \min\left(\tfrac{s + 1}{W}, 1\right) \cdot f, \qquad
+        f = \gamma^{\mathrm{epoch}} \quad\text{or}\quad
+        f = \tfrac12\left(1 + \cos \pi \tfrac{\max(s - W, 0)}{S - W}\right)
+
+    Parameters
+    ----------
+    lr
+        Largest learning rate.
+    steps_per_epoch, max_epochs
+        Length of the training.
+    schedule
+        ``"exponential"`` or ``"cosine"``.
+    gamma
+        Factor of each epoch, of ``"exponential"``.
+    warmup_share
+        Share W / S of the steps in which the rate rises.
+
+    Examples
+    --------
+    >>> rate = LearningRate(lr=1.0, steps_per_epoch=4, max_epochs=1, schedule="cosine", warmup_share=0.5)
+    >>> [round(rate.at(step), 3) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+
+    lr: float
+    steps_per_epoch: int = 1
+    max_epochs: int = 1
+    schedule: str = "exponential"
+    gamma: float = 1.0
+    warmup_share: float = 0.0
+
+    def at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        total = self.steps_per_epoch * self.max_epochs
+        warmup = round(self.warmup_share * total)
+        rise = min((step + 1) / warmup, 1.0) if warmup else 1.0
+        if self.schedule == "cosine":
+            done = max(step - warmup, 0) / max(total - warmup, 1)
+            return self.lr * rise * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+        return self.lr * rise * self.gamma ** (step // self.steps_per_epoch)

@@ -222,3 +222,25 @@ def test_what_absent_modalities_hold_changes_nothing_in_training(build):
             results.append(module.encode(shifted, seen_bc, torch.zeros(6, 1)))
     for first, second in zip(*results, strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_initial_weights_are_those_of_the_docstring(build):
+    """The first layers as torch.nn.Linear, all others Xavier uniform with biases of zero."""
+    module = build((900, 700), 3, n_layers=2, n_hidden=40, n_latent=20)
+
+    def fills(weights, bound):
+        return 0.98 * bound < weights.abs().max() <= bound * (1 + 1e-6)
+
+    for m, (first, start) in enumerate(((900, 0), (700, 900))):
+        bound = 1 / math.sqrt(first + 3)
+        assert fills(module.first.weight[start : start + first], bound)
+        assert module.first.bias[m].abs().max() <= bound
+        assert fills(module.first_covariates.weight[m * 40 : (m + 1) * 40], bound)
+        assert fills(module.output.weight[start : start + first], math.sqrt(6 / (40 + first)))
+        for head in (module.mean, module.logvar):
+            assert fills(head.weight[m], math.sqrt(6 / (40 + 20)))
+        for layers in (module.encoder, module.decoder):
+            assert fills(layers[1].linear.weight[m], math.sqrt(6 / (40 + 40)))
+    assert fills(module.expand.weight, 1 / math.sqrt(20 + 3))
+    zero = [module.mean, module.logvar, module.output, module.encoder[1].linear, module.decoder[1].linear]
+    assert not any(part.bias.any() for part in zero)

@@ -9,6 +9,8 @@ from scipy.special import logsumexp
 
 import epivi
 from epivi._errors import ConfigError, DataError
+from epivi.data.grids import TrackGrid
+from epivi.data.tracks_reader import TracksReader
 
 CHANNELS = ["H3K27ac", "ATAC", "H3K27me3"]
 
@@ -81,6 +83,11 @@ def test_a_cell_without_the_chosen_modality_is_named(imputer):
         (lambda m: m.get_marginal_ll(n_mc_samples=0), "n_mc_samples=0"),
         (lambda m: m.get_elbo(batch_size=0), "batch_size=0"),
         (lambda m: m.get_reconstruction_error(indices=[60]), "holds 60; the data have 60 cells"),
+        (lambda m: m.get_normalized_expression(library_size=np.ones(3)), r"library_size=array.*a number above 0"),
+        (lambda m: m.get_normalized_expression(modality=1), "modality=.1.? must be a name or a list of names, of"),
+        (lambda m: m.get_latent_representation(modality=["ATAC", 1]), "must be a name or a list of names, of"),
+        (lambda m: m.impute_modality(1), "modality=1 is no name. Give the name of one modality, of .*'ATAC'"),
+        (lambda m: m.impute_modality(["ATAC"]), r"modality=\['ATAC'\] is no name"),
         (lambda m: m.impute_modality("ATCA"), "Did you mean 'ATAC'"),
         (lambda m: m.impute_modality("ATAC", cells="some"), "cells='some'.*'missing', 'all'"),
         (lambda m: m.impute_modality("ATAC"), "has not learnt to do without.*modality_dropout_rate=0.3"),
@@ -195,6 +202,30 @@ def test_imputation_never_reads_the_modality(imputer, counts):
     others = imputer.get_latent_representation(modality=["H3K27ac", "H3K27me3"])
     assert not np.allclose(others[~lacking], imputer.get_latent_representation()[~lacking])
     np.testing.assert_allclose(others[lacking], imputer.get_latent_representation()[lacking], atol=1e-6)
+
+
+def test_an_array_of_libraries_is_refused_in_imputation_too(imputer):
+    with pytest.raises(ConfigError, match=r"library_size=array.*a number above 0"):
+        imputer.impute_modality("ATAC", library_size=np.ones(3))
+
+
+def test_imputation_reads_the_counts_of_the_cells_it_predicts_once(imputer, monkeypatch):
+    read = []
+    real = TracksReader.rows
+    monkeypatch.setattr(TracksReader, "rows", lambda self, rows: read.extend(rows.tolist()) or real(self, rows))
+    imputer.impute_modality("ATAC", batch_size=7)
+    assert read == np.flatnonzero(~imputer.adata.obsm["tracks_mask"][:, 1]).tolist()
+
+
+def test_names_are_built_of_the_chosen_bins_alone(trained, monkeypatch):
+    built = []
+    real = TrackGrid.frame
+    monkeypatch.setattr(TrackGrid, "frame", lambda self: built.append(self.n_bins) or real(self))
+    assert trained.get_normalized_expression(region_list="chr1:0-20000").shape == (60, 6)
+    assert built == [2, 2, 2]
+    assert trained.get_normalized_expression(region_list="chr2:0-10000", modality="ATAC").var_names.tolist() == [
+        "ATAC|chr2:0-10000"
+    ]
 
 
 def test_imputed_tracks_add_up_to_the_library(imputer, counts):

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from epivi._errors import ConfigError
 from epivi.metrics import confounder_information
+from epivi.models.base_latent import RowNoise
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +170,54 @@ def test_an_untrained_model_says_so_and_embeds_cell_by_cell(make):
         np.testing.assert_allclose(model.get_latent_representation(batch_size=1), latent, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: m.get_normalized_accessibility(transform_batch="batch_1"),
+        lambda m: m.get_normalized_expression(transform_batch="batch_1"),
+        lambda m: m.get_elbo(),
+        lambda m: m.get_marginal_ll(n_mc_samples=1),
+        lambda m: m.confounder_report(),
+    ],
+)
+def test_every_getter_of_an_untrained_model_warns_once(make, call):
+    with pytest.warns(UserWarning, match="inferred values from an untrained model") as caught:
+        call(make())
+    assert sum("untrained model" in str(warning.message) for warning in caught) == 1
+
+
+def test_no_cells_give_empty_results(trained, simulated):
+    found = trained.get_normalized_accessibility(indices=[])
+    assert found.shape == (0, 320)
+    assert found.columns.tolist() == simulated.var_names.tolist()
+    assert trained.get_normalized_accessibility(indices=[], return_numpy=True).dtype == np.float32
+    assert trained.get_normalized_accessibility(indices=[], threshold=0.5).shape == (0, 320)
+    assert trained.get_normalized_accessibility(
+        indices=[], region_list=found.columns[[3, 1]], use_z_mean=False
+    ).shape == (
+        0,
+        2,
+    )
+    assert trained.get_latent_representation(indices=[]).shape[0] == 0
+    assert trained.get_library_size_factors(indices=[]).shape == (0,)
+    assert np.isnan(trained.get_elbo(indices=[]))
+    assert np.isnan(trained.get_marginal_ll(indices=[], n_mc_samples=2))
+    assert trained.get_marginal_ll(indices=[], n_mc_samples=2, return_mean=False).shape == (0,)
+
+
+def test_the_noise_of_a_cell_does_not_depend_on_the_others(trained):
+    order = np.random.default_rng(0).permutation(140)
+    whole = trained.get_marginal_ll(n_mc_samples=2, return_mean=False)
+    found = trained.get_marginal_ll(indices=order, n_mc_samples=2, return_mean=False, batch_size=9)
+    np.testing.assert_allclose(found, whole[order], rtol=1e-5)
+    assert trained.get_elbo(indices=order, batch_size=9) == pytest.approx(trained.get_elbo(), rel=1e-6)
+
+
+def test_an_array_of_depths_is_refused(trained):
+    with pytest.raises(ConfigError, match=r"library_size=array.*a number above 0"):
+        trained.get_normalized_accessibility(library_size=np.ones(3))
+
+
 def test_the_elbo_is_that_of_calibrated_bernoulli_likelihoods(trained, simulated):
     dataset = trained.adata_manager.create_torch_dataset()
     batch = dataset[np.arange(140)]
@@ -176,8 +225,7 @@ def test_the_elbo_is_that_of_calibrated_bernoulli_likelihoods(trained, simulated
     with torch.no_grad():
         outputs = trained.module.inference(batch["x_indptr"], batch["x_indices"], deterministic=True)
         qz = outputs["qz"]
-        noise = torch.randn(qz.loc.shape, generator=torch.Generator().manual_seed(trained.seed))
-        outputs["z"] = qz.loc + qz.scale * noise
+        outputs["z"] = qz.loc + qz.scale * RowNoise(trained.seed, range(140)).draw(qz.loc.shape[1])
         hidden = trained.module.generative(**trained.module._get_generative_input(batch, outputs))["hidden"]
         p = trained.module.probabilities(hidden, None)
         log_p = torch.distributions.Bernoulli(probs=p).log_prob(x).sum(1)

@@ -16,7 +16,6 @@ from epivi.data.tracks import IS_INCOMPLETE, N_MEASURED, TOTAL_COUNTS, MuDataTra
 from epivi.models.base import EpiModel, model_seed, seeded_module
 from epivi.models.base_query import QueryMixin
 from epivi.models.base_setup import ObsKeys, check_transfer, register
-from epivi.models.convnetvae.config import DECIDED_BY_DATA
 from epivi.models.convnetvae.outputs import TracksOutputsMixin
 from epivi.nn.covariates import Covariates
 
@@ -49,16 +48,16 @@ class TracksModel(TracksOutputsMixin, QueryMixin, EpiModel):
         state = self._field_state(REGISTRY_KEYS.X_KEY)
         measured = torch.tensor(state[N_MEASURED], dtype=torch.float64)
         self.layout = TrackLayout.from_state(state)
+        # of the training data, also where the model is loaded or maps a query
         self.config = self._config_cls.chosen(chosen, is_missing=bool(state[IS_INCOMPLETE]))
-        # what the training data decided holds for data of a query or of a loaded model too
-        self.init_arguments |= {key: getattr(self.config, key) for key in DECIDED_BY_DATA if key in chosen}
         library_c = torch.tensor(state[TOTAL_COUNTS], dtype=torch.float64) / measured
         covariates = Covariates(**self._covariate_sizes())
         self.module = seeded_module(self.seed, lambda: self._build_module(covariates, library_c)).eval()
         self._model_summary_string = self._describe()
         if self.config.modality_dropout_rate and chosen.get("modality_dropout_rate") is None:
             logger.info(
-                "Some cells lack a modality: modality_dropout_rate=%g, so that the encoder learns to do without.",
+                "Some training cells lack a modality: modality_dropout_rate=%g, so that the encoder learns to do "
+                "without.",
                 self.config.modality_dropout_rate,
             )
 
@@ -126,12 +125,7 @@ class TracksModel(TracksOutputsMixin, QueryMixin, EpiModel):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_transfer(cls.setup_anndata, kwargs)
-        keys = ObsKeys(
-            batch_key=batch_key,
-            labels_key=labels_key,
-            categorical=categorical_covariate_keys,
-            continuous=continuous_covariate_keys,
-        )
+        keys = ObsKeys.of(setup_method_args)
         is_default = mask_key is None
         read_key = f"{tracks_key}_mask" if mask_key is None else mask_key
         if is_default and read_key in getattr(adata, "obsm", ()):
@@ -187,12 +181,7 @@ class TracksModel(TracksOutputsMixin, QueryMixin, EpiModel):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_transfer(cls.setup_mudata, kwargs)
-        keys = ObsKeys(
-            batch_key=batch_key,
-            labels_key=labels_key,
-            categorical=categorical_covariate_keys,
-            continuous=continuous_covariate_keys,
-        )
+        keys = ObsKeys.of(setup_method_args)
         tracks = MuDataTracksField(REGISTRY_KEYS.X_KEY, modalities, layer=layer, mask_key=mask_key, empty=empty)
         tracks.validate_field(mdata)
         names = list(tracks.modalities.values()) if tracks.modalities else list(mdata.mod)

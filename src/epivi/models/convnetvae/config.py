@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 LIKELIHOODS = ("poisson", "nb")
 FILTERS = (32, 64, 128)
 MODALITY_DROPOUT = 0.3
-DECIDED_BY_DATA = ("modality_dropout_rate", "mask_channels")
 
 
 @dataclass(frozen=True, kw_only=True)

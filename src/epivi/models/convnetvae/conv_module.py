@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from epivi.models.convnetvae.module import ChannelGroup, TracksModule, dense_relu, linear_joined
+from epivi.models.convnetvae.module import ChannelGroup, TracksModule, linear_joined
 from epivi.nn.conv import ConvDecoder, ConvEncoder, Stem
-from epivi.nn.mlp import GaussianHeads
+from epivi.nn.mlp import GaussianHeads, dense_block
+from epivi.objectives.tracks import channels_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +50,8 @@ class ConvNetVaeModule(TracksModule):
         self.encoder = ConvEncoder(n_inputs, geometry.segments, config.filters, **options)
         self.decoder = ConvDecoder(sum(geometry.ratios), geometry.segments, config.filters, **options)
         n_flat = math.prod(self.encoder.out_shape)
-        self.join = dense_relu(n_flat + covariates.n_columns, config.n_hidden, **config.norm_options)
+        n_joined = n_flat + covariates.n_columns
+        self.join = dense_block(n_joined, config.n_hidden, activation=nn.ReLU, **config.norm_options)
         self.heads = GaussianHeads(config.n_hidden, config.n_latent, xavier=False)
         self.expand = nn.Linear(config.n_latent + covariates.n_columns, n_flat)
         self.register_buffer("input_position", torch.from_numpy(geometry.input_positions), persistent=False)
@@ -70,7 +72,7 @@ class ConvNetVaeModule(TracksModule):
     def groups(self, indptr: Tensor, indices: Tensor, values: Tensor) -> list[ChannelGroup]:
         """Return the non-zeros of all channels as one group."""
         rows_o = torch.repeat_interleave(torch.arange(indptr.numel() - 1, device=indices.device), indptr.diff())
-        return [ChannelGroup(0, self.lengths, rows_o, indices, values)]
+        return [ChannelGroup(0, self.lengths, rows_o, indices, values, channels_of(indices, self.lengths))]
 
     def encode(self, groups: list[ChannelGroup], seen_bc: Tensor, covariates_bk: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and log variances of the posterior, both of shape (b, d)."""

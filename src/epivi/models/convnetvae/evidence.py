@@ -10,7 +10,7 @@ import torch
 from epivi.models.base_likelihood import LikelihoodMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from anndata import AnnData
     from mudata import MuData
@@ -24,10 +24,15 @@ class EvidenceMixin(LikelihoodMixin):
 
     layout: TrackLayout
 
-    def _negative_log_likelihood(self, batch: dict[str, Tensor], outputs: dict[str, Any], z_bd: Tensor) -> Tensor:
+    def _negative_log_likelihood(self, batch: dict[str, Tensor], outputs: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+        per_channel = self._channel_losses(batch, outputs)
+        return lambda z_bd: per_channel(z_bd).sum(1)
+
+    def _channel_losses(self, batch: dict[str, Tensor], outputs: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+        """Return the function from a latent to -log p(x | z) of each modality, shape (b, c)."""
         inputs = self.module._get_generative_input(batch, outputs)
-        hidden = self.module.generative(**inputs | {"z": z_bd})["hidden"]
-        return self.module.negative_log_likelihood(hidden, outputs["groups"], outputs["mask_bc"]).sum(1)
+        likelihood = self.module.likelihood(outputs["groups"], outputs["mask_bc"])
+        return lambda z_bd: likelihood(self.module.generative(**inputs | {"z": z_bd})["hidden"])
 
     @torch.inference_mode()
     def get_reconstruction_error(
@@ -41,29 +46,28 @@ class EvidenceMixin(LikelihoodMixin):
         Parameters
         ----------
         adata, indices, batch_size
-            As in :meth:`get_latent_representation`.
+            As in :meth:`get_latent_representation`. The noise of a cell depends on the model's seed and its row alone.
 
         Returns
         -------
-        The mean over the cells that have it for each modality, and the sum over modalities under ``"total"``.
+        The mean over the cells that have it for each modality, and the sum over modalities under ``"total"``; NaN where
+        no cell has it.
         """
         loss_nc, mask_nc = self._losses(adata, indices, batch_size)
-        per_channel = loss_nc.sum(0) / np.maximum(mask_nc.sum(0), 1)
-        named = dict(zip(self.layout.channels, per_channel.tolist(), strict=True))
-        return named | {"total": float(loss_nc.sum(1).mean())}
+        n_c = np.append(mask_nc.sum(0), len(loss_nc))
+        sums_c = np.append(loss_nc.sum(0), loss_nc.sum())
+        means_c = np.divide(sums_c, n_c, out=np.full(n_c.shape, np.nan), where=n_c > 0)
+        return dict(zip([*self.layout.channels, "total"], means_c.tolist(), strict=True))
 
     def _losses(
         self, adata: AnnData | MuData | None, indices: Sequence[int] | None, batch_size: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return negative log-likelihoods at a posterior sample and masks, both (n, c), in float64."""
-        _, _, batches = self._batches(adata, indices, batch_size)
-        generator = torch.Generator().manual_seed(self.seed)
+        _, _, batches = self._trained_batches(adata, indices, batch_size)
         losses, masks = [], []
         for batch in batches:
             outputs = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)
-            outputs["z"] = self._sample(outputs["qz"], generator)
-            hidden = self.module.generative(**self.module._get_generative_input(batch, outputs))["hidden"]
-            losses.append(self.module.negative_log_likelihood(hidden, outputs["groups"], outputs["mask_bc"]))
+            losses.append(self._channel_losses(batch, outputs)(self._sample(batch, outputs["qz"])))
             masks.append(outputs["mask_bc"])
         loss_nc, mask_nc = (torch.cat(parts).double().cpu().numpy() for parts in (losses, masks))
         return loss_nc, mask_nc

@@ -194,7 +194,7 @@ class FcvaeModule(TracksModule):
         parts = self.blocks.split(indptr, indices, values)
         values_c: Any = parts.values
         return [
-            ChannelGroup(j, (n,), rows, columns - start, part)
+            ChannelGroup(j, (n,), rows, columns - start, part, torch.zeros_like(columns, dtype=torch.long))
             for j, (n, start, rows, columns, part) in enumerate(
                 zip(self.lengths, self.blocks.starts, parts.rows, parts.columns, values_c, strict=False)
             )
@@ -231,7 +231,7 @@ class FcvaeModule(TracksModule):
     def decode(self, z_bd: Tensor, covariates_bk: Tensor) -> Tensor:
         """Return the hidden units of the decoder of each modality, shape (b, c, h)."""
         hidden = linear_joined(self.expand, z_bd, covariates_bk)
-        return self.decoder(hidden.view(z_bd.shape[0], self.n_channels, -1))
+        return self.decoder(hidden.unflatten(1, (self.n_channels, self.config.n_hidden)))
 
     def logits(self, hidden: Tensor) -> list[Tensor]:
         """Return the logits of each channel."""

@@ -163,6 +163,11 @@ class FCVAE(TracksModel):
     Every modality has an encoder of its own; in the released code the third modality is encoded by the second one's.
     The prior enters the product exactly once, as in equations 4-5; equation 6 as printed omits it.
 
+    Initial weights: the first layer of each expert (on its bins and the covariates) and the first layer of the decoder
+    are uniform in plus and minus one over the square root of their inputs, as in :class:`torch.nn.Linear`. All other
+    layers of experts and decoders, with the heads of means and log variances and the logits, are Xavier uniform for
+    each modality with biases of zero.
+
     Examples
     --------
     >>> import epivi
@@ -218,8 +223,7 @@ class FCVAE(TracksModel):
         -------
         Cells × (modalities, prior): shares averaged over the latent dimensions; rows add up to 1.
         """
-        self._check_if_trained(warn=True)
-        data, rows, batches = self._batches(adata, indices, batch_size)
+        data, rows, batches = self._trained_batches(adata, indices, batch_size)
         parts = []
         for batch in batches:
             inputs = self.module._get_inference_input(batch)

@@ -7,6 +7,7 @@ o non-zeros, d latent dimensions, k covariates.
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -21,7 +22,7 @@ from epivi.objectives.invariance import kl_standard_normal
 from epivi.objectives.tracks import library_of, multinomial_tracks, negative_binomial_tracks, poisson_constant
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -30,18 +31,26 @@ if TYPE_CHECKING:
 
 
 class ChannelGroup(NamedTuple):
-    """Non-zero counts of some channels whose logits are computed together; columns count within the group."""
+    """Non-zero counts of some channels whose logits are computed together; columns count within the group.
+
+    ``channels`` is the channel of each column, counted within the group too.
+    """
 
     first: int
     lengths: tuple[int, ...]
     rows: Tensor
     columns: Tensor
     values: Tensor
+    channels: Tensor
 
     @property
     def counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, columns and values."""
         return self.rows, self.columns, self.values
+
+    def library(self, n_rows: int) -> Tensor:
+        """Return the sum of the counts of each cell and channel, shape (b, channels of the group)."""
+        return library_of(*self.counts, self.lengths, n_rows, channels_o=self.channels)
 
 
 class TracksModule(EpiModule):
@@ -163,20 +172,42 @@ class TracksModule(EpiModule):
 
     def negative_log_likelihood(self, hidden: Tensor, groups: list[ChannelGroup], mask_bc: Tensor) -> Tensor:
         """Return the negative log-likelihood of each measured modality of each cell, 0 for others, shape (b, c)."""
-        parts = []
-        start = 0
-        for group, logits_bf in zip(groups, self.logits(hidden), strict=True):
-            counts = group.counts
-            if self.config.likelihood == "nb":
-                library_bc = library_of(*counts, group.lengths, mask_bc.shape[0])
-                dispersion_f = self.log_dispersion[start : start + sum(group.lengths)]
-                loss_bc = negative_binomial_tracks(logits_bf, dispersion_f, *counts, library_bc, group.lengths)
-            else:
-                loss_bc = multinomial_tracks(logits_bf, *counts, group.lengths)
-                loss_bc = loss_bc + poisson_constant(*counts, group.lengths, mask_bc.shape[0])
-            start += sum(group.lengths)
-            parts.append(loss_bc)
-        return torch.where(mask_bc > 0, torch.cat(parts, dim=1), 0.0)
+        return self.likelihood(groups, mask_bc)(hidden)
+
+    def likelihood(self, groups: list[ChannelGroup], mask_bc: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the likelihood of a batch as a function of hidden units.
+
+        What does not depend on them, such as the Poisson constant, is computed once.
+
+        Returns
+        -------
+        Maps what :meth:`decode` returns to the negative log-likelihood of each measured modality of each cell, 0 for
+        others, shape (b, c).
+        """
+        terms = [self._group_likelihood(group, start, mask_bc.shape[0]) for group, start in self._placed(groups)]
+
+        def of_hidden(hidden: Tensor) -> Tensor:
+            parts = [term(logits_bf) for term, logits_bf in zip(terms, self.logits(hidden), strict=True)]
+            return torch.where(mask_bc > 0, torch.cat(parts, dim=1), 0.0)
+
+        return of_hidden
+
+    @staticmethod
+    def _placed(groups: list[ChannelGroup]) -> Iterator[tuple[ChannelGroup, int]]:
+        """Yield groups and the feature at which each begins."""
+        return zip(groups, accumulate((sum(group.lengths) for group in groups), initial=0), strict=False)
+
+    def _group_likelihood(self, group: ChannelGroup, start: int, n_rows: int) -> Callable[[Tensor], Tensor]:
+        """Return the likelihood of the channels of a group as a function of their logits."""
+        counts, lengths, channels_o = group.counts, group.lengths, group.channels
+        if self.config.likelihood == "nb":
+            library_bc = group.library(n_rows)
+            dispersion_f = self.log_dispersion[start : start + sum(lengths)]
+            return lambda logits_bf: negative_binomial_tracks(
+                logits_bf, dispersion_f, *counts, library_bc, lengths, channels_o=channels_o
+            )
+        constant_bc = poisson_constant(*counts, lengths, n_rows, channels_o=channels_o)
+        return lambda logits_bf: multinomial_tracks(logits_bf, *counts, lengths, channels_o=channels_o) + constant_bc
 
     def loss(
         self,
@@ -201,7 +232,7 @@ class TracksModule(EpiModule):
 
     def observed_library(self, groups: list[ChannelGroup], mask_bc: Tensor) -> Tensor:
         """Return the total count of each measured modality of each cell, 0 for others, shape (b, c)."""
-        parts = [library_of(*group.counts, group.lengths, mask_bc.shape[0]) for group in groups]
+        parts = [group.library(mask_bc.shape[0]) for group in groups]
         return torch.cat(parts, dim=1) * mask_bc
 
     @torch.inference_mode()
@@ -236,9 +267,7 @@ def log_counts(groups: list[ChannelGroup], seen_bc: Tensor) -> list[ChannelGroup
     for group in groups:
         values_o = group.values.log1p()
         if not is_all_seen:
-            ends = torch.tensor(group.lengths, device=values_o.device).cumsum(0)
-            channel_o = torch.searchsorted(ends, group.columns, right=True) + group.first
-            values_o = values_o * seen_bc[group.rows, channel_o]
+            values_o = values_o * seen_bc[group.rows, group.channels + group.first]
         result.append(group._replace(values=values_o))
     return result
 
@@ -259,16 +288,3 @@ def linear_joined(layer: nn.Module, x_bi: Tensor, covariates_bk: Tensor) -> Tens
     weight_oi, weight_ok = weights.split([x_bi.shape[1], covariates_bk.shape[1]], dim=1)
     out_bo = nn.functional.linear(x_bi, weight_oi, cast("Tensor", layer.bias))
     return out_bo + covariates_bk @ weight_ok.t() if covariates_bk.shape[1] else out_bo
-
-
-def dense_relu(n_in: int, n_out: int, *, dropout_rate: float, momentum: float, eps: float) -> nn.Sequential:
-    """Return Linear, batch normalisation, ReLU and dropout.
-
-    Examples
-    --------
-    >>> dense_relu(3, 2, dropout_rate=0.0, momentum=0.1, eps=1e-5)(torch.zeros(4, 3)).shape
-    torch.Size([4, 2])
-    """
-    return nn.Sequential(
-        nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out, momentum=momentum, eps=eps), nn.ReLU(), nn.Dropout(dropout_rate)
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from scipy import sparse
 
 from epivi import _validate
 from epivi._errors import ConfigError, DataError, nearest
-from epivi._keys import BATCH_MASK, VAR_CHROM, VAR_END, VAR_START
+from epivi._keys import BATCH_MASK, OBSM_TRACKS_MEASURED
 from epivi._validate_regions import parse_region
+from epivi.data.grids import TrackGrid
 from epivi.models.base_latent import OBSERVED
 from epivi.models.convnetvae.evidence import EvidenceMixin
 
@@ -69,8 +71,7 @@ class TracksOutputsMixin(EvidenceMixin):
         DataError
             If a cell has none of the chosen modalities.
         """
-        self._check_if_trained(warn=True)
-        data, rows, batches = self._batches(adata, indices, batch_size)
+        data, rows, batches = self._trained_batches(adata, indices, batch_size)
         if modality is not None:
             if self.config.modality_dropout_rate == 0:
                 logger.warning(
@@ -78,8 +79,7 @@ class TracksOutputsMixin(EvidenceMixin):
                     "it has not seen. Train it with modality_dropout_rate=0.3."
                 )
             batches = self._reading(batches, self._channels(modality), data.obs_names[rows])
-        mean_nd, variance_nd = self._posterior(batches)
-        return (mean_nd, variance_nd) if return_dist else mean_nd
+        return self._latents(batches, return_dist=return_dist)
 
     def _reading(
         self, batches: Iterator[dict[str, torch.Tensor]], channels: Sequence[int], names: pd.Index
@@ -133,7 +133,7 @@ class TracksOutputsMixin(EvidenceMixin):
         threshold
             Set values below it to zero and return a sparse result, built batch by batch.
         use_z_mean
-            Decode the posterior mean; otherwise a sample, drawn with the model's seed.
+            Decode the posterior mean; otherwise a sample, drawn with the model's seed and the row of the cell.
         return_numpy
             Return an array, or with ``threshold`` a csr matrix.
 
@@ -146,7 +146,7 @@ class TracksOutputsMixin(EvidenceMixin):
         ConfigError
             If a modality, region or batch is unknown, or a value outside its range.
         """
-        data, rows, batches = self._batches(adata, indices, batch_size)
+        data, rows, batches = self._trained_batches(adata, indices, batch_size)
         columns, var = self._features(modality, region_list)
         blocks = self._tracks(
             batches,
@@ -203,12 +203,15 @@ class TracksOutputsMixin(EvidenceMixin):
             If no cell lacks the modality and ``cells="missing"``, or a chosen cell has no other modality.
         """
         _validate.check_choice(cells, "cells", CELLS)
+        if not isinstance(modality, str):
+            message = f"modality={modality!r} is no name. Give the name of one modality, of {self.layout.channels}."
+            raise ConfigError(message)
         target = self._channels(modality)[0]
         others = [m for m in range(self.layout.n_channels) if m != target]
         if not others:
             message = f"The model has one modality, '{modality}': there is nothing to predict it from."
             raise ConfigError(message)
-        if library_size == OBSERVED:
+        if isinstance(library_size, str) and library_size == OBSERVED:
             message = "library_size='observed' does not exist for an absent modality. Use 'mean' or a number."
             raise ConfigError(message)
         if self.config.modality_dropout_rate == 0:
@@ -217,14 +220,14 @@ class TracksOutputsMixin(EvidenceMixin):
                 "a modality. Train it with modality_dropout_rate=0.3 to impute modalities."
             )
             raise ConfigError(message)
-        data, rows, batches = self._batches(adata, indices, batch_size)
-        if cells == "missing":
-            lacks = np.concatenate([batch[BATCH_MASK][:, target].cpu().numpy() == 0 for batch in batches])
+        data, rows, batches = self._trained_batches(adata, indices, batch_size)
+        if cells == "missing" and rows.size:
+            # the mask alone: the counts are read once, of the cells that are predicted
+            lacks = ~np.asarray(data.obsm[OBSM_TRACKS_MEASURED], dtype=bool)[rows, target]
             if not lacks.any():
                 message = f"All {rows.size} cells have '{modality}'. Use cells='all' to predict it all the same."
                 raise DataError(message)
-            rows = rows[lacks]
-        _, _, batches = self._batches(data, rows, batch_size)
+            data, rows, batches = self._batches(data, rows[lacks], batch_size)
         columns, var = self._features(modality, region_list)
         blocks = self._tracks(
             self._reading(batches, others, data.obs_names[rows]),
@@ -245,14 +248,13 @@ class TracksOutputsMixin(EvidenceMixin):
         use_z_mean: bool,
     ) -> Iterator[np.ndarray]:
         """Yield reconstructed tracks batch by batch, shape (b, chosen features)."""
-        generator = torch.Generator().manual_seed(self.seed)
         lengths = torch.tensor(self.layout.n_bins, device=self.device)
         channel_f = torch.repeat_interleave(torch.arange(lengths.numel(), device=self.device), lengths)
         channel_f = channel_f if columns is None else channel_f[columns]
         for entries in batches:
             outputs = self.module.inference(**self.module._get_inference_input(entries), deterministic=True)
             if not use_z_mean:
-                outputs["z"] = self._sample(outputs["qz"], generator)
+                outputs["z"] = self._sample(entries, outputs["qz"])
             inputs = self.module._get_generative_input(entries, outputs, batch=batch, use_z_mean=use_z_mean)
             shares_bf = self.module.shares(self.module.generative(**inputs)["hidden"], columns)
             if library_size is None:
@@ -263,7 +265,12 @@ class TracksOutputsMixin(EvidenceMixin):
 
     def _channels(self, modality: str | Sequence[str]) -> list[int]:
         """Return the numbers of named modalities."""
+        if not isinstance(modality, str | Iterable):
+            modality = [modality]
         names = [modality] if isinstance(modality, str) else list(modality)
+        if not all(isinstance(name, str) for name in names):
+            message = f"modality={modality!r} must be a name or a list of names, of {self.layout.channels}."
+            raise ConfigError(message)
         for name in names:
             if name not in self.layout.channels:
                 message = f"modality='{name}' is no modality of the model. {nearest(name, self.layout.channels)}"
@@ -279,45 +286,44 @@ class TracksOutputsMixin(EvidenceMixin):
         """Return the numbers of the chosen features, ``None`` for all, and their table."""
         channels = range(self.layout.n_channels) if modality is None else self._channels(modality)
         regions = [region_list] if isinstance(region_list, str) else region_list
-        frames = []
+        columns, frames = [], []
         for m in channels:
-            frame = self.layout.grid(m).frame()
-            frame.index = pd.Index([f"{self.layout.channels[m]}|{name}" for name in frame.index])
+            grid = self.layout.grid(m)
+            at = np.arange(grid.n_bins) if regions is None else np.flatnonzero(_overlapping(grid, regions))
+            # names are built of the chosen bins alone: there may be a few of many
+            chosen = TrackGrid(grid.chrom[at], grid.start[at], grid.end[at], grid.bin_size_bp)
+            frame = chosen.frame()
+            frame.index = pd.Index([f"{self.layout.channels[m]}|{name}" for name in frame.index], dtype=str)
             frame.insert(0, CHANNEL, self.layout.channels[m])
-            frame.insert(0, "feature", np.arange(len(frame)) + self.layout.offsets[m])
-            frames.append(frame if regions is None else frame[_overlapping(frame, regions)])
+            frames.append(frame)
+            columns.append(at + self.layout.offsets[m])
         var = pd.concat(frames)
         if var.empty:
             message = f"region_list={regions} overlaps no bin of the model."
             raise ConfigError(message)
-        columns = var.pop("feature").to_numpy(copy=True)
         if modality is None and regions is None:
             return None, var
-        return torch.from_numpy(columns).to(self.device), var
+        return torch.from_numpy(np.concatenate(columns)).to(self.device), var
 
     def _library_size(self, library_size: float | str) -> torch.Tensor | None:
         """Return the library of each channel, shape (c,), or ``None`` for the observed ones."""
-        if library_size == OBSERVED:
-            return None
-        if library_size == MEAN_LIBRARY:
-            return self.module.library
         if isinstance(library_size, str):
+            if library_size == OBSERVED:
+                return None
+            if library_size == MEAN_LIBRARY:
+                return self.module.library
             message = f"library_size must be 'mean', 'observed' or a positive number, found '{library_size}'."
             raise ConfigError(message)
         _validate.check_number(library_size, "library_size", low=0.0, low_inclusive=False)
         return torch.full_like(self.module.library, library_size)
 
 
-def _overlapping(frame: pd.DataFrame, regions: Sequence[str]) -> np.ndarray:
+def _overlapping(grid: TrackGrid, regions: Sequence[str]) -> np.ndarray:
     """Return which bins overlap one of the regions."""
-    is_in = np.zeros(len(frame), dtype=bool)
+    is_in = np.zeros(grid.n_bins, dtype=bool)
     for region in regions:
         chrom, start, end = parse_region(region)
-        is_in |= (
-            (frame[VAR_CHROM].to_numpy() == chrom)
-            & (frame[VAR_START].to_numpy() < end)
-            & (frame[VAR_END].to_numpy() > start)
-        )
+        is_in |= (grid.chrom == chrom) & (grid.start < end) & (grid.end > start)
     return is_in
 
 

@@ -243,11 +243,6 @@ class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_transfer(cls.setup_anndata, kwargs)
-        keys = ObsKeys(
-            batch_key=batch_key,
-            labels_key=labels_key,
-            categorical=categorical_covariate_keys,
-            continuous=continuous_covariate_keys,
-        )
+        keys = ObsKeys.of(setup_method_args)
         fields = accessibility_fields(adata, layer, depth_key, keys, chrom_key)
         register(cls, adata, fields, setup_method_args, kwargs)

@@ -19,7 +19,7 @@ from epivi.models.base_likelihood import LikelihoodMixin
 from epivi.objectives.invariance import mixture_information, pairwise_kl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from anndata import AnnData
 
@@ -61,7 +61,7 @@ class OutputsMixin(LikelihoodMixin):
         library_size
             ``"mean"``: the mean log depth of the training data; ``"observed"``: each cell's own; or a depth.
         use_z_mean
-            Decode the posterior mean; otherwise a sample, drawn with the model's seed.
+            Decode the posterior mean; otherwise a sample, drawn with the model's seed and the row of the cell.
         threshold
             Set probabilities below it to zero and return a sparse result, built batch by batch.
         calibrated
@@ -81,13 +81,11 @@ class OutputsMixin(LikelihoodMixin):
         if threshold is not None:
             _validate.check_number(threshold, "threshold", low=0.0, high=1.0)
         peaks, names = self._regions(region_list)
-        data, rows, _ = self._batches(adata, indices, batch_size)
+        data, rows, batches = self._trained_batches(adata, indices, batch_size)
         parts: list[Any] = []
         blocks = self._probabilities(
-            data,
-            rows,
+            batches,
             peaks,
-            batch_size=batch_size,
             depth=self._depth(library_size),
             batch=self._batch_code(transform_batch),
             use_z_mean=use_z_mean,
@@ -115,17 +113,19 @@ class OutputsMixin(LikelihoodMixin):
         return self.get_normalized_accessibility(*args, **kwargs)
 
     def _probabilities(
-        self, data: AnnData, rows: np.ndarray, peaks: torch.Tensor | None, *, use_z_mean: bool, **options: Any
+        self,
+        batches: Iterator[dict[str, torch.Tensor]],
+        peaks: torch.Tensor | None,
+        *,
+        use_z_mean: bool,
+        calibrated: bool,
+        **options: Any,
     ) -> Iterator[np.ndarray]:
         """Yield probabilities batch by batch, shape (b, p)."""
-        calibrated = options.pop("calibrated")
-        batch_size = options.pop("batch_size")
-        _, _, batches = self._batches(data, rows, batch_size)
-        generator = torch.Generator().manual_seed(self.seed)
         for batch in batches:
             outputs = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)
             if not use_z_mean:
-                outputs["z"] = self._sample(outputs["qz"], generator)
+                outputs["z"] = self._sample(batch, outputs["qz"])
             inputs = self.module._get_generative_input(batch, outputs, use_z_mean=use_z_mean, **options)
             hidden = self.module.generative(**inputs)["hidden"]
             yield self.module.probabilities(hidden, peaks, calibrated=calibrated).cpu().numpy()
@@ -144,11 +144,11 @@ class OutputsMixin(LikelihoodMixin):
         return torch.from_numpy(positions).to(self.device), names[positions]
 
     def _depth(self, library_size: str | float) -> float | None:
-        if library_size == "observed":
-            return None
-        if library_size == "mean":
-            return float(self.module.covariates.log_depth_mean.exp())
         if isinstance(library_size, str):
+            if library_size == "observed":
+                return None
+            if library_size == "mean":
+                return float(self.module.covariates.log_depth_mean.exp())
             message = f"library_size must be 'mean', 'observed' or a positive number, found '{library_size}'."
             raise ConfigError(message)
         _validate.check_number(library_size, "library_size", low=0.0, low_inclusive=False)
@@ -168,12 +168,16 @@ class OutputsMixin(LikelihoodMixin):
         return code
 
     def _negative_log_likelihood(
-        self, batch: dict[str, torch.Tensor], outputs: dict[str, Any], z_bd: torch.Tensor
-    ) -> torch.Tensor:
+        self, batch: dict[str, torch.Tensor], outputs: dict[str, Any]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the unweighted Bernoulli loss at calibrated probabilities; a weighted one is no likelihood."""
-        inputs = self.module._get_generative_input(batch, outputs) | {"z": z_bd}
-        hidden = self.module.generative(**inputs)["hidden"]
-        return self.module.reconstruction(hidden, outputs["blocked"], weighted=False)
+        inputs = self.module._get_generative_input(batch, outputs)
+
+        def of_latent(z_bd: torch.Tensor) -> torch.Tensor:
+            hidden = self.module.generative(**inputs | {"z": z_bd})["hidden"]
+            return self.module.reconstruction(hidden, outputs["blocked"], weighted=False)
+
+        return of_latent
 
     def get_library_size_factors(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None

@@ -262,12 +262,7 @@ class SAILERX(SAILER):
                 f"cells by their ATAC. Keep the others: mdata = mdata[mdata['{atac}'].obs_names].copy()."
             )
             raise DataError(message)
-        keys = ObsKeys(
-            batch_key=batch_key,
-            labels_key=labels_key,
-            categorical=categorical_covariate_keys,
-            continuous=continuous_covariate_keys,
-        )
+        keys = ObsKeys.of(setup_method_args)
         mod_key = keys.check_mudata(mdata, atac)
         source = ReferenceSource(
             rna, layer=rna_layer, reference_key=reference_key, rna_depth_key=rna_depth_key, atac=atac
@@ -328,12 +323,7 @@ class SAILERX(SAILER):
         if reference_key is None:
             message = "SAILERX.setup_anndata needs reference_key=: the key of obsm that holds the reference embedding."
             raise ConfigError(message)
-        keys = ObsKeys(
-            batch_key=batch_key,
-            labels_key=labels_key,
-            categorical=categorical_covariate_keys,
-            continuous=continuous_covariate_keys,
-        )
+        keys = ObsKeys.of(setup_method_args)
         fields = accessibility_fields(adata, layer, depth_key, keys, chrom_key)
         source = ReferenceSource(None, layer=None, reference_key=reference_key, rna_depth_key=rna_depth_key, atac=None)
         if not kwargs.get("source_registry"):
