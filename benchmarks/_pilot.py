@@ -156,7 +156,7 @@ def plain_network(n_assays: int, width: int, n_layers: int, *, n_inputs: int) ->
     )
 
 
-def train_plain(  # noqa: PLR0914
+def train_plain(
     fold: Fold, *, n_parameters: int, seconds: float, window: int, use_prior: bool, seed: int, batch_size: int = 32
 ) -> dict[str, Any]:
     """Train the plain network for so many seconds of processor time and predict the test chromosomes."""

@@ -64,6 +64,7 @@ def test_dir_lists_the_public_names_before_they_are_loaded() -> None:
     listed, loaded = json.loads(run("import epivi, json, sys; print(json.dumps([dir(epivi), sorted(sys.modules)]))"))
     assert listed == sorted(epivi.__all__)
     assert {
+        "CANDI",
         "ConvNetVAE",
         "FCVAE",
         "SAILER",
@@ -83,7 +84,7 @@ def test_a_room_is_reached_through_the_front_door(name: str) -> None:
     assert getattr(epivi, name).__name__ == f"epivi.{name}"
 
 
-@pytest.mark.parametrize("name", ["SAILER", "SAILERX"])
+@pytest.mark.parametrize("name", ["CANDI", "SAILER", "SAILERX"])
 def test_a_model_is_reached_through_the_front_door(name: str) -> None:
     model = getattr(epivi, name)
     assert isinstance(model, type)

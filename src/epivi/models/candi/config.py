@@ -73,6 +73,11 @@ class CandiConfig:
         Scale channels by gates computed from the whole window; the output then depends on the length of the window.
     locus_prior
         Whether the mean of each assay over other biosamples is an input; predictions start from it.
+    n_features
+        Features of each assay that the decoder hands to the heads. The paper has 1, so that means and dispersions of
+        few assays come from few numbers.
+    pre_norm
+        Whether the transformer normalises before attention and feed-forward network, and not after them.
     skip
         Whether the input also enters at full resolution before the heads.
     input
@@ -112,6 +117,8 @@ class CandiConfig:
     missing: str = "learned"
     squeeze_excitation: bool = False
     locus_prior: bool = False
+    n_features: int = 1
+    pre_norm: bool = False
     skip: bool = False
     input: str = "counts"
     thinning: tuple[int, ...] = (1, 2, 4)
@@ -149,7 +156,7 @@ class CandiConfig:
         return cls(**SIZES[size] | {name: value for name, value in arguments.items() if value is not None})
 
     def __post_init__(self) -> None:
-        for name in ("n_bins", "n_stages", "expansion", "n_heads", "n_layers", "bin_size_bp"):
+        for name in ("n_bins", "n_stages", "expansion", "n_heads", "n_layers", "bin_size_bp", "n_features"):
             _validate.check_number(getattr(self, name), name, low=1, integer=True)
         if self.max_distance is not None:
             _validate.check_number(self.max_distance, "max_distance", low=1, integer=True)
@@ -159,7 +166,7 @@ class CandiConfig:
         _validate.check_choice(self.position, "position", POSITIONS)
         _validate.check_choice(self.upsampling, "upsampling", UPSAMPLINGS)
         _validate.check_choice(self.missing, "missing", MISSING)
-        for name in ("squeeze_excitation", "locus_prior", "skip", "thin_each_assay"):
+        for name in ("squeeze_excitation", "locus_prior", "pre_norm", "skip", "thin_each_assay"):
             _validate.check_choice(getattr(self, name), name, (True, False))
         self._check_training()
         if self.n_bins % self.scale:
@@ -251,7 +258,7 @@ class CandiConfig:
         >>> CandiConfig.chosen({}, size="paper").decoder_channels(35)
         (945, 315, 105, 35)
         """
-        return tuple(n_assays * self.expansion**i for i in range(self.n_stages, -1, -1))
+        return tuple(n_assays * max(self.expansion**i, self.n_features) for i in range(self.n_stages, -1, -1))
 
     def dna_channels(self, n_assays: int) -> tuple[int, ...]:
         """Return the channels of the DNA tower: n + 2 geometric steps from 4 to the width, rounded.

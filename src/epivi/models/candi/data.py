@@ -52,7 +52,11 @@ class ExperimentsMixin(EpiModel):
         held = {name: state if (state := self.state[f"{name}_chroms"]) is None else list(state) for name in _HELD}
         return split_chromosomes(self.runs, self.config.n_bins, **held)
 
-    def _opened(self, adata: AnnData | None) -> tuple[AnnData, Any]:
+    def _has_trained_bins(self, dataset: WindowDataset) -> bool:
+        """Whether data have the bins that the model was set up with, so that the split of the genome holds for them."""
+        return dataset.experiments.runs.state()["hash"] == str(self.state["runs"]["hash"])
+
+    def _opened(self, adata: AnnData | None) -> tuple[AnnData, WindowDataset]:
         """Return data, validated, and their windows."""
         if adata is None and self.adata is None:
             message = "The model was loaded without data: pass adata=..."

@@ -74,9 +74,9 @@ class PriorSkip(nn.Module):
 class _Mean(nn.Module):
     """Linear map over assays and, if asked for, the prior of the same assay."""
 
-    def __init__(self, n_assays: int, prior_start: float | None) -> None:
+    def __init__(self, n_assays: int, n_features: int, prior_start: float | None) -> None:
         super().__init__()
-        self.linear = nn.Linear(n_assays, n_assays)
+        self.linear = nn.Linear(n_features * n_assays, n_assays)
         self.prior = None if prior_start is None else PriorSkip(n_assays, start=prior_start)
         if prior_start:
             with torch.no_grad():
@@ -97,6 +97,8 @@ class CountHead(nn.Module):
     ----------
     n_assays
         Assays A.
+    n_features
+        Features of each assay in X.
     per_bin
         Whether the dispersion is predicted at each bin; otherwise it is one number an assay.
     prior_start
@@ -109,10 +111,12 @@ class CountHead(nn.Module):
     (torch.Size([2, 5, 3]), torch.Size([2, 5, 3]))
     """
 
-    def __init__(self, n_assays: int, *, per_bin: bool = False, prior_start: float | None = None) -> None:
+    def __init__(
+        self, n_assays: int, *, n_features: int = 1, per_bin: bool = False, prior_start: float | None = None
+    ) -> None:
         super().__init__()
-        self.mean = _Mean(n_assays, prior_start)
-        self.theta = nn.Linear(n_assays, n_assays) if per_bin else None
+        self.mean = _Mean(n_assays, n_features, prior_start)
+        self.theta = nn.Linear(n_features * n_assays, n_assays) if per_bin else None
         if not per_bin:
             self.log_theta = nn.Parameter(torch.zeros(n_assays))
 
@@ -120,8 +124,9 @@ class CountHead(nn.Module):
         self, x_bla: Tensor, link_bla: Tensor | None = None, has_prior_ba: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return log mean and log dispersion, both of shape (b, l, a); the latter lies in [-5, 10]."""
-        log_theta_bla = self.log_theta.expand_as(x_bla) if self.theta is None else self.theta(x_bla)
-        return self.mean(x_bla, link_bla, has_prior_ba), log_theta_bla.clamp(*LOG_THETA_RANGE)
+        log_mean_bla = self.mean(x_bla, link_bla, has_prior_ba)
+        log_theta_bla = self.log_theta.expand_as(log_mean_bla) if self.theta is None else self.theta(x_bla)
+        return log_mean_bla, log_theta_bla.clamp(*LOG_THETA_RANGE)
 
 
 class SignalHead(nn.Module):
@@ -131,6 +136,8 @@ class SignalHead(nn.Module):
     ----------
     n_assays
         Assays A.
+    n_features
+        Features of each assay in X.
     prior_start
         First weight of the prior in the mean; its weight in the variance starts at 0. There is no prior if ``None``.
 
@@ -141,10 +148,10 @@ class SignalHead(nn.Module):
     (torch.Size([2, 5, 3]), torch.Size([2, 5, 3]))
     """
 
-    def __init__(self, n_assays: int, *, prior_start: float | None = None) -> None:
+    def __init__(self, n_assays: int, *, n_features: int = 1, prior_start: float | None = None) -> None:
         super().__init__()
-        self.mean = _Mean(n_assays, prior_start)
-        self.variance = _Mean(n_assays, None if prior_start is None else 0.0)
+        self.mean = _Mean(n_assays, n_features, prior_start)
+        self.variance = _Mean(n_assays, n_features, None if prior_start is None else 0.0)
 
     def forward(
         self, x_bla: Tensor, link_bla: Tensor | None = None, has_prior_ba: Tensor | None = None

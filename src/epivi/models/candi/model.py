@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterable
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
+import pandas as pd
 import torch
 
 from epivi._errors import ConfigError
@@ -29,12 +31,9 @@ from epivi.models.candi.setup import SetupMixin
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from epivi.train.config import TrainingConfig
-
-logger = logging.getLogger(__name__)
 
 
 class Sampling(NamedTuple):
@@ -101,13 +100,13 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
     Examples
     --------
     >>> import epivi
-    >>> adata = epivi.simulate.bulk(n_biosamples=4, n_assays=3, n_bins=1_000, seed=0)
+    >>> adata = epivi.simulate.bulk(4, chrom_sizes=[640, 320], seed=0)
     >>> epivi.CANDI.setup_anndata(adata)
     >>> model = epivi.CANDI(adata, size="test")
     >>> model.train(max_epochs=1, enable_progress_bar=False)
-    >>> region = "chr1:0-5,000"
-    >>> model.denoise(region).layers["mean"].shape[1] > 0
-    True
+    >>> tracks = model.denoise("chr1:0-5,000", ["ATAC"], ["biosample_0"])
+    >>> tracks.layers["mean"].shape, list(tracks.obs_names)
+    ((1, 200), ['biosample_0|ATAC'])
     """
 
     _sampling: Sampling = Sampling()
@@ -136,7 +135,7 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
         seed: int | None = None,
     ) -> None:
         chosen = {k: v for k, v in locals().items() if k not in ("self", "adata", "registry", "seed", "__class__")}
-        chosen["thinning"] = tuple(thinning)
+        chosen["thinning"] = tuple(thinning) if isinstance(thinning, Iterable) else thinning
         self.init_arguments = chosen | {"seed": seed}
         choices = {k: v for k, v in chosen.items() if k != "size"}
         CandiConfig.chosen(choices, size=size)  # refuse bad arguments at once
@@ -224,7 +223,7 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
         Raises
         ------
         ConfigError, DataError, TrainingError, CheckpointError
-            As there, and if loci or blacklist cannot be used.
+            As there, and if loci or blacklist cannot be used, or the data have other bins than those of the setup.
         """
         self._sampling = Sampling(loci, blacklist, windows_per_epoch, same_locus, max_validation_windows)
         super().train(max_epochs, **kwargs)
@@ -232,6 +231,13 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
     def training_data(self, config: TrainingConfig, world_size: int) -> TrainingData:
         """Return windows of the training chromosomes and biosamples, and fixed windows for validation."""
         rows = split_rows(self.adata, self._data_state(self.adata))
+        dataset = self.windows(self.adata)
+        if not self._has_trained_bins(dataset):
+            message = (
+                "The data have other bins than those that the model was set up with, and which of them to hold out is "
+                "not known. Train on the bins of the setup, or set these data up and build a new model."
+            )
+            raise ConfigError(message)
         genome, window, asked = self.genome_split, self.config.n_bins, self._sampling
         windows = TrainingWindows(genome.train, window, loci=asked.loci, blacklist=asked.blacklist)
         held_rows = rows["validation"] if rows["validation"].size else rows["train"]
@@ -240,7 +246,7 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
             most = asked.max_validation_windows
             held_w2 = validation_windows(genome.validation, held_rows, window, max_windows=most)
         return TrainingData(
-            self.windows(self.adata),
+            dataset,
             lambda rank, world: WindowSampler(
                 rows["train"],
                 windows,
@@ -259,5 +265,13 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
         """Return what must agree for a run to be resumed."""
         arguments = {key: getattr(config, key) for key in config.__dataclass_fields__}
         model = {"model": type(self).__name__, "model_seed": self.seed, "config": self.config.summary()}
-        sampling = {key: str(value) for key, value in self._sampling._asdict().items()}
+        sampling = {key: _written(value) for key, value in self._sampling._asdict().items()}
         return model | {"data": fingerprint(self.adata, self._data_state(self.adata))} | arguments | sampling
+
+
+def _written(value: Any) -> str:
+    """Return a text that tells values of an argument apart; of a table a hash of all its rows."""
+    if not isinstance(value, pd.DataFrame):
+        return str(value)
+    rows = pd.util.hash_pandas_object(value, index=False).to_numpy()
+    return sha256("\n".join(map(str, value.columns)).encode() + rows.tobytes()).hexdigest()

@@ -229,7 +229,7 @@ class CandiModule(EpiModule):
             for task, of_task_ba in (("imputation", 1.0 - shown_ba), ("upsampling", shown_ba)):
                 mask_bla = (available_ba * of_task_ba)[:, None, :] * tensors[keys.BATCH_BIN_MASK][:, :, None]
                 terms[f"{kind}_{task}"] = masked_mean(nll_bla, mask_bla)
-        weights = self._weights(shown_ba)
+        weights = self._weights(shown_ba, tensors[f"available_{self.input_kind}"])
         total = torch.stack([weights[name.split("_")[1]] * value for name, value in terms.items()]).sum()
         n = shown_ba.shape[0]
         return LossOutput(
@@ -240,9 +240,9 @@ class CandiModule(EpiModule):
             n_obs_minibatch=n,
         )
 
-    def _weights(self, shown_ba: Tensor) -> dict[str, float]:
-        """Return the weights of the tasks: 1, or the shares of hidden and shown assays."""
+    def _weights(self, shown_ba: Tensor, available_ba: Tensor) -> dict[str, Tensor | float]:
+        """Return the weights of the tasks: 1, or the shares of hidden and shown assays among the available ones."""
         if self.config.loss_weighting == "equal":
             return {"imputation": 1.0, "upsampling": 1.0}
-        share = float(1.0 - shown_ba.mean())
+        share = 1.0 - shown_ba.sum() / available_ba.sum().clamp_min(1.0)
         return {"imputation": share, "upsampling": 1.0 - share}

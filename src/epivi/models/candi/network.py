@@ -81,8 +81,8 @@ class InputSkip(nn.Module):
 
     Parameters
     ----------
-    n_assays
-        Assays, the channels of the decoded features.
+    n_outputs
+        Channels of the decoded features.
     n_inputs
         Input channels of all assays.
 
@@ -92,11 +92,11 @@ class InputSkip(nn.Module):
     48.0
     """
 
-    def __init__(self, n_assays: int, n_inputs: int) -> None:
+    def __init__(self, n_outputs: int, n_inputs: int) -> None:
         super().__init__()
-        n_hidden = max(4 * n_assays, 32)
-        self.hidden = nn.Conv1d(n_assays + n_inputs, n_hidden, 3, padding=1)
-        self.project = nn.Linear(n_hidden, n_assays)
+        n_hidden = max(4 * n_outputs, 32)
+        self.hidden = nn.Conv1d(n_outputs + n_inputs, n_hidden, 3, padding=1)
+        self.project = nn.Linear(n_hidden, n_outputs)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
@@ -127,7 +127,8 @@ class Decoder(nn.Module):
         )
         self.fusion = Fusion(width, self.covariates.n_outputs, width, relu=False)
         self.tower = UpTower(config.decoder_channels(n_assays), upsampling=config.upsampling)
-        self.skip = InputSkip(n_assays, n_assays * config.n_input_channels) if config.skip else None
+        n_outputs = config.n_features * n_assays
+        self.skip = InputSkip(n_outputs, n_assays * config.n_input_channels) if config.skip else None
 
     def forward(
         self,
@@ -381,7 +382,8 @@ def _transformer(config: CandiConfig, width: int) -> Transformer:
             head_width = width // config.n_heads
             position = RelativeKeyValue(head_width, config.n_positions, max_distance=config.max_distance)
         attention = SelfAttention(width, config.n_heads, position=position)
-        layers.append(TransformerLayer(attention, 3 * width, dropout_rate=config.dropout_rate))
+        more = {"dropout_rate": config.dropout_rate, "pre_norm": config.pre_norm}
+        layers.append(TransformerLayer(attention, 3 * width, **more))
     return Transformer(layers)
 
 
@@ -392,5 +394,6 @@ def _head(config: CandiConfig, n_assays: int, name: str) -> nn.Module:
     # the prior is of the kind of the input; the other kind has to learn its scale
     start = float(name == config.input) if config.locus_prior else None
     if name == "counts":
-        return CountHead(n_assays, per_bin=config.dispersion == "assay-bin", prior_start=start)
-    return SignalHead(n_assays, prior_start=start)
+        per_bin = config.dispersion == "assay-bin"
+        return CountHead(n_assays, n_features=config.n_features, per_bin=per_bin, prior_start=start)
+    return SignalHead(n_assays, n_features=config.n_features, prior_start=start)

@@ -15,6 +15,7 @@ from epivi._keys import (
     VARM_LOCUS_PRIOR,
 )
 from epivi.data.windows import ExperimentKeys, ExperimentsField
+from epivi.data.windows._checks import check_holder
 from epivi.models.base_setup import check_transfer, register
 
 if TYPE_CHECKING:
@@ -91,8 +92,9 @@ class SetupMixin:
         """
         setup_method_args = cls._get_setup_method_args(**locals())  # type: ignore[attr-defined]
         check_transfer(cls.setup_anndata, kwargs)
+        check_holder(adata, where="adata")
         numbers, levels = _kinds(adata, covariates_key)
-        is_key = sequence is None or sequence == UNS_DNA or sequence in getattr(adata, "uns", {})
+        is_key = sequence is None or sequence == UNS_DNA or sequence in adata.uns
         keys = ExperimentKeys(
             counts_key=counts_key,
             signal_key=signal_key,

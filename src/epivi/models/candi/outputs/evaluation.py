@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,11 +15,11 @@ from epivi._errors import ConfigError
 from epivi.data.windows import validation_windows
 from epivi.metrics import imputation_scores
 from epivi.metrics.calibration import Recalibration, coverage, pit_distance, randomised_pit
-from epivi.models.candi.outputs.prediction import Predictor
+from epivi.models.candi.outputs.prediction import Predictor, Stretch
 from epivi.models.candi.outputs.tracks import TracksMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
 
@@ -70,7 +71,8 @@ class EvaluationMixin(TracksMixin):
         Parameters
         ----------
         region
-            As in :meth:`impute`; by default the test chromosomes, or those of validation if there are none.
+            As in :meth:`impute`; by default the bins for tests, or those of validation if there are none, or all if the
+            data have other bins than those of the setup.
         assays, biosamples, adata, batch_size
             As in :meth:`impute`; by default the test biosamples, or all if there are none.
         levels
@@ -82,21 +84,31 @@ class EvaluationMixin(TracksMixin):
         -------
         One row for each biosample, assay and kind: scores of :func:`epivi.metrics.imputation_scores`, mean negative
         log-likelihood in nats, coverage of each level, Kolmogorov distance of the PIT; and the share of the scored bins
-        on training chromosomes and whether the biosample trained the model, which tell what the scores are worth.
+        that trained the model and whether the biosample did, which tell what the scores are worth.
 
         Raises
         ------
         ConfigError, DataError
             As :meth:`impute`.
+
+        Notes
+        -----
+        Parameters of all predicted laws are in memory: 16 bytes a bin for each track with counts and signal, about 2 GB
+        a track for a human genome in bins of 25 bp. Name chromosomes for large data.
         """
-        data, _ = self._opened(adata)
         rows, rng = [], np.random.default_rng(seed)
         trained = {str(name) for name in self.state["biosamples"]["train"]}
         request = self._held_out(adata, region, assays, biosamples)
         seen = self._share_of_training_bins(request)
-        if seen or any(str(data.obs_names[target.row]) in trained for target in request.targets):
-            logger.warning("%.0f %% of the bins scored, or some of the biosamples, trained the model.", 100 * seen)
-        for found in self._observed(adata, request, batch_size):
+        scored = {str(request.data.obs_names[target.row]) for target in request.targets}
+        if seen or scored & trained:
+            logger.warning(
+                "%.0f %% of the bins and %d of the %d biosamples that are scored trained the model.",
+                100 * seen,
+                len(scored & trained),
+                len(scored),
+            )
+        for found in self._observed(request, batch_size):
             mean_l = found.law.mean()
             pit_l = self._pit(found, rng)
             rows.append(
@@ -134,10 +146,19 @@ class EvaluationMixin(TracksMixin):
         Returns
         -------
         Columns kind, assay, level, coverage; for :func:`epivi.pl.calibration`.
+
+        Raises
+        ------
+        ConfigError, DataError
+            As :meth:`impute`.
+
+        Notes
+        -----
+        Memory is that of :meth:`evaluate`.
         """
         rng, rows = np.random.default_rng(seed), []
         request = self._held_out(adata, region, None, biosamples)
-        for (kind, assay), pit_l in self._pits(adata, request, batch_size, rng).items():
+        for (kind, assay), pit_l in self._pits(request, batch_size, rng, is_corrected=True).items():
             for level, share in zip(levels, coverage(pit_l, levels), strict=True):
                 rows.append({"kind": kind, "assay": self.assay_names[assay], "level": level, "coverage": share})
         return pd.DataFrame(rows)
@@ -159,31 +180,37 @@ class EvaluationMixin(TracksMixin):
         Parameters
         ----------
         region
-            Where to learn it: chromosomes used neither for training nor for scoring; by default those of validation.
+            Where to learn it: bins used neither for training nor for scoring; by default those of validation.
         biosamples, adata, batch_size, seed
             As in :meth:`evaluate`; by default all biosamples that trained the model.
 
         Raises
         ------
         ConfigError
-            If there is no validation chromosome and no region is given.
+            If no region is given and there are no bins of validation, or as :meth:`impute`.
+        DataError
+            As :meth:`impute`, or if an assay has fewer than 20 bins to learn from. What was learned before stays.
+
+        Notes
+        -----
+        Memory is that of :meth:`evaluate`. An assay that was not measured keeps its laws as they are.
         """
-        data, _ = self._opened(adata)
+        data, dataset = self._opened(adata)
         if region is None:
-            region = self.genome_split.validation.chromosomes
-            if not region:
-                message = "The setup holds out no chromosome for validation: say where to learn the correction, region="
+            region = self.genome_split.validation
+            if not len(region) or not self._has_trained_bins(dataset):
+                message = "The data have no bins held out for validation: say where to learn the correction, region="
                 raise ConfigError(message)
         if biosamples is None:
             biosamples = self._learned_from(data, adata)
-        self.module.is_recalibrated.fill_(value=False)
-        request = self._held_out(adata, region, None, biosamples)
-        pits = self._pits(adata, request, batch_size, np.random.default_rng(seed))
+        request = self._request(adata, region, None, biosamples, kind="left out")
+        pits = self._pits(request, batch_size, np.random.default_rng(seed), is_corrected=False)
         knots = self.module.recalibration_knots.double().cpu().numpy()
         heads = list(self.module.network.heads)
+        learned = np.tile(knots, (len(heads), len(self.assay_names), 1))
         for (kind, assay), pit_l in pits.items():
-            predicted = Recalibration.fit(pit_l).invert(knots)
-            self.module.recalibration[heads.index(kind), assay] = torch.as_tensor(predicted)
+            learned[heads.index(kind), assay] = Recalibration.fit(pit_l).invert(knots)
+        self.module.recalibration.copy_(torch.as_tensor(learned))
         self.module.is_recalibrated.fill_(value=True)
 
     def rank_assays(
@@ -226,9 +253,10 @@ class EvaluationMixin(TracksMixin):
         Raises
         ------
         ConfigError
-            If a name is unknown or repeated, or the target is among the others.
+            If a name is unknown or repeated, the target is among the others, or a number is not valid.
         """
         self._check_if_trained(warn=True)
+        _validate.check_number(n_windows, "n_windows", low=1, integer=True)
         names = self.assay_names
         candidates = [n for n in names if n != target and n not in available] if candidates is None else candidates
         for name in (target, *available, *candidates):
@@ -240,8 +268,8 @@ class EvaluationMixin(TracksMixin):
         _validate.check_choice(kind, "kind", list(self.module.network.heads))
         data, dataset = self._opened(adata)
         predictor = Predictor(self.module, dataset, batch_size=batch_size)
-        genome = self.genome_split
-        bins = genome.validation if len(genome.validation) and adata is None else dataset.experiments.runs
+        held = self.genome_split.validation
+        bins = held if len(held) and self._has_trained_bins(dataset) else dataset.experiments.runs
         found = dataset.experiments.available
         counted = data.obs_names.isin(self._learned_from(data, adata))
         base = [names.index(name) for name in available]
@@ -279,38 +307,44 @@ class EvaluationMixin(TracksMixin):
             yield (nll[0] - nll[1]).cpu().numpy()
 
     def _learned_from(self, data: AnnData, adata: AnnData | None) -> list[str]:
-        """Return the training biosamples, or all biosamples of data that were passed."""
-        if adata is not None:
-            return [str(name) for name in data.obs_names]
-        return [str(name) for name in self.state["biosamples"]["train"]]
+        """Return the training biosamples, or all biosamples of data that were passed or have none of them."""
+        names = [str(name) for name in data.obs_names]
+        trained = {str(name) for name in self.state["biosamples"]["train"]} & set(names)
+        return names if adata is not None or not trained else [name for name in names if name in trained]
 
     def _held_out(
         self, adata: AnnData | None, region: Any, assays: Any, biosamples: Sequence[str] | str | None
     ) -> Request:
-        """Return the request of all measured tracks, by default of test biosamples on test chromosomes."""
-        data, _ = self._opened(adata)
+        """Return the request of all measured tracks, by default of test biosamples on bins that are held out."""
+        data, dataset = self._opened(adata)
         split = self.genome_split
-        if region is None and adata is None:
-            held = split.test if len(split.test) else split.validation
-            region = held.chromosomes or None
+        held = split.test if len(split.test) else split.validation
+        if region is None and len(held) and self._has_trained_bins(dataset):
+            region = held
         if biosamples is None:
             tested = [name for name in self.state["biosamples"]["test"] if name in data.obs_names]
             biosamples = [str(name) for name in tested] or None
         return self._request(adata, region, assays, biosamples, kind="left out")
 
     def _share_of_training_bins(self, request: Request) -> float:
-        """Return which share of the bins asked for lies on chromosomes of the training."""
-        chroms = set(self.genome_split.train.chromosomes)
-        total = sum(part.n_bins for part in request.runs)
-        return sum(part.n_bins for part in request.runs if part.chrom in chroms) / total
+        """Return which share of the bins asked for the model was trained on, by their coordinates."""
+        width, shared = request.runs.bin_size_bp, 0
+        for trained, part in itertools.product(self.genome_split.train, request.runs):
+            if trained.chrom == part.chrom:
+                low = max(trained.start_bp, part.start_bp)
+                high = min(trained.start_bp + width * trained.n_bins, part.start_bp + width * part.n_bins)
+                shared += max(high - low, 0)
+        return shared / (width * request.runs.total)
 
-    def _observed(self, adata: AnnData | None, request: Request, batch_size: int) -> Any:
+    def _observed(self, request: Request, batch_size: int) -> Iterator[Observed]:
         """Yield each target with its observed values and predicted laws, chromosome runs joined."""
-        data, dataset = self._opened(adata)
-        parts = list(self._stretches(dataset, request, None, batch_size))
-        names = list(parts[0][1].parameters)
-        joined = {name: np.concatenate([s.parameters[name] for _, s in parts], axis=1) for name in names}
-        found = dataset.experiments
+        parts = list(self._stretches(request, None, batch_size))
+        joined = Stretch(
+            parts[0].first,
+            {name: np.concatenate([part.parameters[name] for part in parts], axis=1) for name in parts[0].parameters},
+        )
+        del parts
+        found = request.dataset.experiments
         for kind in self.module.network.heads:
             for at, target in enumerate(request.targets):
                 if not found.available[kind][target.row, target.assay]:
@@ -318,12 +352,12 @@ class EvaluationMixin(TracksMixin):
                 stored = found.indexer[target.assay]
                 values = [found.values[kind][target.row, stored, run.first : run.stop] for run in request.runs]
                 values_l = np.concatenate([np.asarray(part) for part in values]).astype(np.float64)
-                law = self._law(kind, parts[0][1]._replace(parameters=joined), at, original_scale=False)
-                yield Observed(kind, str(data.obs_names[target.row]), target.assay, values_l, law)
+                law = self._law(kind, joined, at, original_scale=False)
+                yield Observed(kind, str(request.data.obs_names[target.row]), target.assay, values_l, law)
 
-    def _pit(self, found: Observed, rng: np.random.Generator) -> np.ndarray:
-        """Return the PIT of a track, corrected if the model was calibrated."""
-        correction = self._recalibration(found.kind, found.assay)
+    def _pit(self, found: Observed, rng: np.random.Generator, *, is_corrected: bool = True) -> np.ndarray:
+        """Return the PIT of a track, corrected if asked for and the model was calibrated."""
+        correction = self._recalibration(found.kind, found.assay) if is_corrected else None
         at = found.law.cdf(found.values_l)
         if correction is not None:
             at = correction.apply(at)
@@ -333,10 +367,10 @@ class EvaluationMixin(TracksMixin):
         return randomised_pit(found.values_l, below if correction is None else correction.apply(below), at, seed=rng)
 
     def _pits(
-        self, adata: AnnData | None, request: Request, batch_size: int, rng: np.random.Generator
+        self, request: Request, batch_size: int, rng: np.random.Generator, *, is_corrected: bool
     ) -> dict[tuple[str, int], np.ndarray]:
         """Return the PIT of each kind and assay, biosamples joined."""
         pits: dict[tuple[str, int], list[np.ndarray]] = {}
-        for found in self._observed(adata, request, batch_size):
-            pits.setdefault((found.kind, found.assay), []).append(self._pit(found, rng))
+        for found in self._observed(request, batch_size):
+            pits.setdefault((found.kind, found.assay), []).append(self._pit(found, rng, is_corrected=is_corrected))
         return {key: np.concatenate(parts) for key, parts in pits.items()}

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from epivi import _validate
 from epivi._errors import ConfigError
-from epivi.models.candi.outputs.tracks import TracksMixin
+from epivi._keys import UNS_GENOME
+from epivi.models.candi.outputs.request import run_of
+from epivi.models.candi.outputs.tracks import TracksMixin, check_interval
 from epivi.pp.bulk import BigWigWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy as np
     from anndata import AnnData
 
     from epivi.data.windows import Runs
+    from epivi.models.candi.outputs.request import Request
 
 
 class ExportMixin(TracksMixin):
@@ -62,116 +66,110 @@ class ExportMixin(TracksMixin):
         Raises
         ------
         ConfigError
-            If an argument is not valid, or a file is there and ``overwrite`` is false.
+            If an argument is not valid, ``folder`` is a file, two tracks would have one name, or a file is there and
+            ``overwrite`` is false.
+        DataError
+            If no bin overlaps the region.
         MissingDependencyError
             If pyBigWig is not installed.
 
         Notes
         -----
-        Memory is that of one minibatch of windows for each track. A file appears under its name when it is whole.
+        Memory is that of one minibatch of windows for each track of a biosample. Biosamples are written one after the
+        other; the files of each appear when they are whole.
         """
+        from tqdm import tqdm
+
         what = [what] if isinstance(what, str) else list(what)
-        data, dataset = self._opened(adata)
-        kind = "left out" if leave_one_out else "all"
-        request = self._request(adata, region, assays, biosamples, kind=kind)
-        names = self._layers()
         for name in what:
-            _validate.check_choice(name, "what", names)
-        tracks = [f"{data.obs_names[t.row]}.{self.assay_names[t.assay]}" for t in request.targets]
-        stretches = self._stretches(dataset, request, covariates, batch_size)
-        summaries = (
-            (first, self._summaries(request, stretch, interval, None, original_scale)) for first, stretch in stretches
-        )
-        total = sum(part.n_bins for part in request.runs)
-        return write_tracks(
-            Path(folder),
-            tracks,
-            what,
-            summaries,
-            runs=dataset.experiments.runs,
-            sizes=_chrom_sizes(data, dataset.experiments.runs),
-            total=total,
-            overwrite=overwrite,
-            progress=progress,
-        )
+            _validate.check_choice(name, "what", self._layers())
+        check_interval(interval)
+        kind = "left out" if leave_one_out else "all"
+        whole = self._request(adata, region, assays, biosamples, kind=kind)
+        parts = whole.by_biosample()
+        stretches = [self._stretches(part, covariates, batch_size) for part in parts]
+        paths = [self._paths(Path(folder), part, what) for part in parts]
+        _check_paths(Path(folder), [path for part in paths for row in part for path in row], overwrite=overwrite)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        runs = whole.dataset.experiments.runs
+        sizes = _chrom_sizes(whole.data, runs)
+        total = whole.runs.total * len(parts)
+        with tqdm(total=total, unit="bins", unit_scale=True, disable=None if progress else True) as bar:
+            # one biosample after the other: a system opens some hundred files at once
+            for part, found, targets in zip(parts, stretches, paths, strict=True):
+                summaries = (
+                    (one.first, self._summaries(part, one, interval, None, original_scale, what)) for one in found
+                )
+                write_tracks(targets, what, summaries, runs=runs, sizes=sizes, advance=bar.update)
+        return [path for part in paths for row in part for path in row]
+
+    def _paths(self, folder: Path, request: Request, what: Sequence[str]) -> list[list[Path]]:
+        """Return the files of each target."""
+        tracks = [f"{request.data.obs_names[t.row]}.{self.assay_names[t.assay]}" for t in request.targets]
+        return [[folder / f"{track.replace('/', '_')}.{name}.bw" for name in what] for track in tracks]
 
 
-def write_tracks(  # noqa: PLR0913
-    folder: Path,
-    tracks: Sequence[str],
+def write_tracks(
+    paths: Sequence[Sequence[Path]],
     what: Sequence[str],
     summaries: Iterable[tuple[int, Mapping[str, np.ndarray]]],
     *,
     runs: Runs,
     sizes: Mapping[str, int],
-    total: int,
-    overwrite: bool,
-    progress: bool,
-) -> list[Path]:
-    """Write one file for each track and layer.
+    advance: Callable[[int], Any],
+) -> None:
+    """Write one file for each track and layer; they appear when all are whole.
 
     Parameters
     ----------
-    folder
-        Where to write; it is made if it is not there.
-    tracks, what
-        Names of tracks, one for each row of a layer, and of layers.
+    paths
+        Files of each track, one for each layer; those that are there are replaced.
+    what
+        Names of layers.
     summaries
         First bin and layers (tracks, bins) of neighbouring bins, in the order of the genome.
     runs
         Runs of the bins.
     sizes
         Sizes of the chromosomes in bp.
-    total
-        Number of bins, for the progress bar.
-    overwrite
-        Replace files that are there.
-    progress
-        Show a progress bar where there is a terminal.
-
-    Returns
-    -------
-    The files.
+    advance
+        Called with the number of bins that were written.
 
     Raises
     ------
-    ConfigError
-        If the folder is a file, a file is there and ``overwrite`` is false, or two tracks have one name.
     MissingDependencyError
         If pyBigWig is not installed.
     """
-    from tqdm import tqdm
-
-    paths = [[folder / f"{track.replace('/', '_')}.{name}.bw" for name in what] for track in tracks]
-    flat = [path for row in paths for path in row]
-    if folder.exists() and not folder.is_dir():
-        message = f"{folder} is a file; the name of a folder is needed."
-        raise ConfigError(message)
-    if len(set(flat)) < len(flat):
-        message = "Two tracks would be written to one file: names of biosamples and assays are not distinct."
-        raise ConfigError(message)
-    there = [path for path in flat if path.exists()]
-    if there and not overwrite:
-        message = f"{there[0]} is there already, as are {len(there) - 1} more. Pass overwrite=True to replace them."
-        raise ConfigError(message)
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=total, unit="bins", unit_scale=True, disable=None if progress else True))
         writers: list[list[Any]] = [
             [stack.enter_context(BigWigWriter(path, sizes, runs.bin_size_bp)) for path in row] for row in paths
         ]
         for first, layers in summaries:
-            run = next(run for run in runs if run.first <= first < run.stop)
+            run = run_of(runs, first)
             start_bp = run.start_bp + (first - run.first) * runs.bin_size_bp
             for column, name in enumerate(what):
                 for row, values_l in zip(writers, layers[name], strict=True):
                     row[column].add(run.chrom, values_l, start_bp)
-            bar.update(layers[what[0]].shape[1])
-    return flat
+            advance(layers[what[0]].shape[1])
+
+
+def _check_paths(folder: Path, paths: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse files that cannot be written, or that are there."""
+    if folder.exists() and not folder.is_dir():
+        message = f"{folder} is a file; the name of a folder is needed."
+        raise ConfigError(message)
+    if len(set(paths)) < len(paths):
+        message = "Two tracks would be written to one file: names of biosamples and assays are not distinct."
+        raise ConfigError(message)
+    there = [path for path in paths if path.exists()]
+    if there and not overwrite:
+        message = f"{there[0]} is there already, as are {len(there) - 1} more. Pass overwrite=True to replace them."
+        raise ConfigError(message)
 
 
 def _chrom_sizes(adata: AnnData, runs: Runs) -> dict[str, int]:
     """Return the sizes of the chromosomes: those of the genome, or where the last bin ends."""
-    known = dict(adata.uns.get("genome", {}).get("chrom_sizes", {}))
+    genome = adata.uns.get(UNS_GENOME, {})
+    known = dict(genome.get("chrom_sizes", {})) if isinstance(genome, Mapping) else {}
     ends = {run.chrom: run.start_bp + run.n_bins * runs.bin_size_bp for run in runs}
     return {name: int(known.get(name, end)) for name, end in ends.items()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from epivi._errors import ConfigError
 from epivi._keys import VAR_CHROM, VAR_END, VAR_START
 from epivi.models.candi.outputs.prediction import Predictor
 from epivi.models.candi.outputs.request import RequestMixin, bin_names
@@ -34,7 +35,8 @@ class LatentMixin(RequestMixin):
         Parameters
         ----------
         positions
-            Return every latent position, of 2^n bins; otherwise its mean over the window.
+            Return every latent position, of 2^n bins, with its middle in the region; otherwise their mean over the
+            part of each window that is kept, see :meth:`impute`.
         region, biosamples, adata, batch_size
             As in :meth:`impute`.
 
@@ -42,6 +44,13 @@ class LatentMixin(RequestMixin):
         -------
         AnnData, obs = (biosample, chrom, start, end) of each window or position, X the latent, for neighbours, Leiden
         clusters and UMAP of the genome.
+
+        Raises
+        ------
+        ConfigError
+            If a name or an argument is not valid, or no position has its middle in the region.
+        DataError
+            If no bin overlaps the region.
         """
         import anndata
 
@@ -57,33 +66,43 @@ class LatentMixin(RequestMixin):
                 for starts, crop_from, crop_to in predictor.windows(whole, part.first, part.stop):
                     batch = predictor.read(row, starts)
                     z_btd = predictor.encode(batch, shown_a)["z"].float().cpu().numpy()
-                    low, high = self._positions(starts, crop_from, crop_to, z_btd.shape[1], positions=positions)
-                    values.append(_pooled(z_btd, starts, low, high, self.config.scale))
+                    if positions:
+                        keep = (crop_from, crop_to, whole.stop)
+                        found, low, high = _positions(z_btd, starts, keep, self.config.scale)
+                    else:
+                        found, low, high = _pooled(z_btd, starts, crop_from, crop_to, self.config.scale)
+                    values.append(found)
                     at = whole.start_bp + (np.stack([low, high], axis=1) - whole.first) * width
                     frame = pd.DataFrame(
                         {"biosample": adata.obs_names[row], VAR_CHROM: whole.chrom}, index=range(len(at))
                     )
                     frames.append(frame.assign(**{VAR_START: at[:, 0], VAR_END: at[:, 1]}))
         obs = pd.concat(frames, ignore_index=True)
+        if obs.empty:
+            message = f"No latent position of {self.config.scale} bins has its middle in the region. Ask for more bins."
+            raise ConfigError(message)
         obs.index = obs["biosample"] + "|" + bin_names(obs)
         return anndata.AnnData(np.concatenate(values), obs=obs)
 
-    def _positions(
-        self, starts: np.ndarray, crop_from: np.ndarray, crop_to: np.ndarray, n_positions: int, *, positions: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first bin and the bin after the last of each result."""
-        if not positions:
-            return crop_from, crop_to
-        scale = self.config.scale
-        low_wt = starts[:, None] + scale * np.arange(n_positions)
-        middle_wt = low_wt + scale // 2
-        keep = (middle_wt >= crop_from[:, None]) & (middle_wt < crop_to[:, None])
-        return low_wt[keep], low_wt[keep] + scale
+
+def _positions(
+    z_btd: np.ndarray, starts: np.ndarray, keep: tuple[np.ndarray, np.ndarray, int], scale: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the latent positions that are kept, (positions, d), their first bins and the bins after their last.
+
+    What is kept is given by the first bins, the bins after the last ones, and the bin at which the run stops.
+    """
+    low_bt = starts[:, None] + scale * np.arange(z_btd.shape[1])
+    high_bt = np.minimum(low_bt + scale, keep[2])
+    middle_bt = (low_bt + high_bt) // 2
+    keep_bt = (low_bt < high_bt) & (middle_bt >= keep[0][:, None]) & (middle_bt < keep[1][:, None])
+    return z_btd[keep_bt], low_bt[keep_bt], high_bt[keep_bt]
 
 
-def _pooled(z_btd: np.ndarray, starts: np.ndarray, low: np.ndarray, high: np.ndarray, scale: int) -> np.ndarray:
-    """Return the mean of the latent positions of each result, shape (results, d)."""
-    window = np.searchsorted(starts, low, side="right") - 1
-    first = np.minimum((low - starts[window]) // scale, z_btd.shape[1] - 1)
-    stop = np.clip(-((starts[window] - high) // scale), first + 1, z_btd.shape[1])
-    return np.stack([z_btd[w, a:b].mean(axis=0) for w, a, b in zip(window, first, stop, strict=True)])
+def _pooled(
+    z_btd: np.ndarray, starts: np.ndarray, crop_from: np.ndarray, crop_to: np.ndarray, scale: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mean over the latent positions that share bins with what is kept of each window, (b, d), and where."""
+    first, stop = (crop_from - starts) // scale, -(-(crop_to - starts) // scale)
+    mean = [z_td[a:b].mean(axis=0) for z_td, a, b in zip(z_btd, first, stop, strict=True)]
+    return np.stack(mean), crop_from, crop_to

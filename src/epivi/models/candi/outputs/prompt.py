@@ -105,12 +105,16 @@ class PromptMixin(RequestMixin):
         if DEPTH not in found and self.module.config.has_depth_offset and "counts" in self.module.network.heads:
             reference = zip(self.assay_names, self.state["depth_ref"], strict=True)
             found[DEPTH] = {assay: None if np.isnan(depth) else float(depth) for assay, depth in reference}
-        if DEPTH in asked and COVERAGE in found:
-            found[COVERAGE] = None
+        if DEPTH in asked and COVERAGE in found and COVERAGE not in asked:
+            asked[COVERAGE] = dict.fromkeys(asked[DEPTH]) if isinstance(asked[DEPTH], Mapping) else None
         for name, value in asked.items():
-            # assays that a mapping leaves out keep what is typical
-            is_partly = isinstance(value, Mapping) and name in found
-            found[name] = dict.fromkeys(self.assay_names, found[name]) | dict(value) if is_partly else value
+            typical = found.get(name)
+            if isinstance(value, Mapping) and name in found:
+                # assays that a mapping leaves out keep what is typical
+                whole = typical if isinstance(typical, Mapping) else dict.fromkeys(self.assay_names, typical)
+                found[name] = dict(whole) | dict(value)
+            else:
+                found[name] = value
         return found
 
     def _recalibration(self, kind: str, assay: int) -> Recalibration | None:

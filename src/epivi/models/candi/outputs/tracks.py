@@ -202,17 +202,14 @@ class TracksMixin(PromptMixin):
         uns = {UNS_SIGNAL_TRANSFORM: "none" if original_scale and transform == ARCSINH else transform}
         return anndata.AnnData(layers["mean"], obs=obs, var=var, layers=layers, uns=uns)
 
-    def _stretches(
-        self, request: Request, covariates: Mapping[str, Any] | None, batch_size: int
-    ) -> Iterator[Stretch]:
+    def _stretches(self, request: Request, covariates: Mapping[str, Any] | None, batch_size: int) -> Iterator[Stretch]:
         """Check what was asked for, and return the parameters of the predicted laws, stretch by stretch."""
         self._check_if_trained(warn=True)
         prompt = self._prompt(covariates)
         predictor = Predictor(self.module, request.dataset, batch_size=batch_size, prompt=prompt)
         whole = request.dataset.experiments.runs
         return itertools.chain.from_iterable(
-            predictor.stretches(request.jobs, run_of(whole, part.first), part.first, part.stop)
-            for part in request.runs
+            predictor.stretches(request.jobs, run_of(whole, part.first), part.first, part.stop) for part in request.runs
         )
 
     def _summaries(
