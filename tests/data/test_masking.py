@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epivi._errors import ConfigError
-from epivi.data.masking import draw_thinning, hide_assays
+from epivi.data.masking import draw_thinning, hide_assays, mix_pairs
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 6), st.integers(1, 7), st.one_of(st.none(), st.integers(1, 8)))
@@ -53,3 +53,73 @@ def test_thinning_factors_are_drawn_evenly():
 def test_bad_thinning_factors_are_refused(bad):
     with pytest.raises(ConfigError, match="thinning factor"):
         draw_thinning((1,), (1, bad), torch.device("cpu"))
+
+
+def pairs(n=6, n_assays=3, n_bins=4, seed=0):
+    """Windows of two biosamples at one locus, all assays measured; counts, signal, depth, one more number, levels."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = torch.rand(n, n_assays, 1, generator=generator) * 4 + 20
+    return {
+        "window": torch.arange((n + 1) // 2).repeat_interleave(2)[:n],
+        "counts": torch.randint(0, 2000, (n, n_bins, n_assays), generator=generator).float(),
+        "signal": torch.rand(n, n_bins, n_assays, generator=generator),
+        "available_counts": torch.ones(n, n_assays),
+        "available_signal": torch.ones(n, n_assays),
+        "continuous": torch.cat([depth, torch.rand(n, n_assays, 2, generator=generator)], dim=2),
+        "categorical": torch.randint(0, 2, (n, n_assays, 1), generator=generator),
+        "log_depth_ratio": (depth[:, :, 0] - 21) * 0.6931472,
+        "prior": torch.rand(n, n_bins, n_assays, generator=generator),
+        "has_prior": torch.ones(n, n_assays),
+    }
+
+
+def weights(batch, mixed):
+    """The weight of a sample's own signal, from what came out."""
+    own, other = batch["signal"], batch["signal"][torch.arange(len(batch["signal"])) ^ 1]
+    return ((mixed["signal"] - other) / (own - other)).mean(dim=1)
+
+
+def test_signals_priors_depths_and_reads_are_mixed_with_one_weight():
+    torch.manual_seed(0)
+    batch = pairs()
+    mixed = mix_pairs(batch, 1.0, depth=0, coverage=2)
+    weight_ba = weights(batch, mixed)
+    other = torch.arange(6) ^ 1
+    assert torch.allclose(weight_ba, weight_ba[:, :1].expand(-1, 3), atol=1e-4)
+    assert torch.allclose(weight_ba[::2], weight_ba[1::2], atol=1e-4)
+    assert bool((weight_ba >= 0.5 - 1e-4).all())
+    w = weight_ba[:, None]
+    assert torch.allclose(mixed["prior"], w * batch["prior"] + (1 - w) * batch["prior"][other], atol=1e-4)
+    expected = w * batch["counts"] + (1 - w) * batch["counts"][other]
+    # binomial: within six standard deviations
+    assert bool(((mixed["counts"] - expected).abs() < 6 * (0.5 * expected + 1).sqrt()).all())
+    assert bool((mixed["counts"] == mixed["counts"].round()).all())
+    reads = batch["continuous"][:, :, 0].exp2()
+    depth = weight_ba * reads + (1 - weight_ba) * reads[other]
+    assert torch.allclose(mixed["continuous"][:, :, 0], depth.log2(), atol=1e-3)
+    assert torch.allclose(mixed["log_depth_ratio"], (depth.log2() - 21) * 0.6931472, atol=1e-3)
+    number = batch["continuous"][:, :, 1]
+    assert torch.allclose(mixed["continuous"][:, :, 1], weight_ba * number + (1 - weight_ba) * number[other], atol=1e-4)
+    assert bool(mixed["continuous"][:, :, 2].isnan().all())
+    same = batch["categorical"] == batch["categorical"][other]
+    assert torch.equal(mixed["categorical"], torch.where(same, batch["categorical"], -1))
+
+
+def test_assays_that_one_of_the_two_lacks_and_the_last_sample_stay_as_they_are():
+    torch.manual_seed(0)
+    batch = pairs(n=5)
+    batch["available_signal"][1, 2] = 0
+    mixed = mix_pairs(batch, 1.0, depth=0, coverage=2)
+    for key in ("counts", "signal", "prior"):
+        assert torch.equal(mixed[key][4], batch[key][4])
+        assert torch.equal(mixed[key][:2, :, 2], batch[key][:2, :, 2])
+        assert not torch.equal(mixed[key][:2, :, 0], batch[key][:2, :, 0])
+    for key in ("continuous", "categorical", "log_depth_ratio"):
+        assert torch.equal(mixed[key][4], batch[key][4])
+        assert torch.equal(mixed[key][:2, 2], batch[key][:2, 2])
+    assert all(torch.equal(batch[key], pairs(n=5)[key]) for key in batch if key != "available_signal")
+
+
+def test_pairs_of_different_loci_are_refused():
+    with pytest.raises(ConfigError, match="one locus"):
+        mix_pairs(pairs() | {"window": torch.arange(6)}, 1.0)

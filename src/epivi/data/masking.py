@@ -1,4 +1,4 @@
-"""What a training step hides from a model: whole assays of a sample, and reads of its experiments."""
+"""What a training step makes of samples: assays are hidden, reads thinned, biosamples mixed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from epivi import _keys as keys
+from epivi._errors import ConfigError
 from epivi._validate import check_number
+from epivi.objectives.experiments import thin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,3 +76,96 @@ def draw_thinning(shape: Sequence[int], factors: Sequence[int], device: torch.de
         check_number(factor, "thinning factor", low=1, integer=True)
     choice = torch.randint(len(factors), tuple(shape))
     return torch.tensor(factors, dtype=torch.float32)[choice].to(device)
+
+
+def mix_pairs(
+    batch: dict[str, Tensor], alpha: float, *, depth: int | None = None, coverage: int | None = None
+) -> dict[str, Tensor]:
+    r"""Mix the samples 2i and 2i + 1 of a minibatch, windows of two biosamples at one locus.
+
+    With a weight drawn from Beta(alpha, alpha), of which the larger part is the sample's own (Zhang et al. 2018),
+
+    .. math:: x' = \lambda x + (1 - \lambda) \tilde x, \qquad
+        y' = \mathrm{Binomial}(y, \lambda) + \mathrm{Binomial}(\tilde y, 1 - \lambda)
+
+    for the signal and for counts, in assays that both have; other assays stay as they are.
+
+    Parameters
+    ----------
+    batch
+        Entries of :class:`epivi.data.windows.WindowDataset`.
+    alpha
+        Parameter of the Beta law.
+    depth, coverage
+        Numbers of these covariates; ``None`` where there are none. Depths add up; coverage, which does not, becomes
+        unknown. Other numbers are averaged; levels that differ become unknown.
+
+    Returns
+    -------
+    A new batch. A last sample without a partner stays as it is. Draws come from the global generator of torch.
+
+    Raises
+    ------
+    ConfigError
+        If the two samples of a pair are of different loci.
+
+    Examples
+    --------
+    >>> batch = {"window": torch.tensor([5, 5]), "signal": torch.tensor([[[0.0]], [[2.0]]])}
+    >>> batch |= {"available_signal": torch.ones(2, 1), "continuous": torch.zeros(2, 1, 0)}
+    >>> batch |= {"categorical": torch.zeros(2, 1, 0), "log_depth_ratio": torch.zeros(2, 1)}
+    >>> float(mix_pairs(batch, 1.0)["signal"].mean())
+    1.0
+    """
+    window_b = batch[keys.BATCH_WINDOW]
+    n = window_b.shape[0] // 2 * 2
+    partner_b = torch.arange(window_b.shape[0], device=window_b.device)
+    partner_b[:n] = partner_b[:n] ^ 1
+    if not torch.equal(window_b[partner_b], window_b):
+        message = "Samples 2i and 2i + 1 must be windows at one locus: draw them in pairs."
+        raise ConfigError(message)
+    drawn = torch.distributions.Beta(alpha, alpha).sample((max((n + 1) // 2, 1),)).to(window_b.device)
+    weight_b = torch.ones(window_b.shape[0], device=window_b.device)
+    weight_b[:n] = torch.maximum(drawn, 1.0 - drawn).repeat_interleave(2)[:n]
+    mixed = dict(batch)
+    kinds = [kind for kind in (keys.BATCH_COUNTS, keys.BATCH_SIGNAL) if kind in batch]
+    has_ba = torch.stack([batch[f"available_{kind}"] > 0 for kind in kinds]).all(0)
+    weight_ba = torch.where(has_ba & has_ba[partner_b], weight_b[:, None], 1.0)
+    own_b1a = weight_ba[:, None]
+    for kind in kinds:
+        own_bla, other_bla = batch[kind], batch[kind][partner_b]
+        if kind == keys.BATCH_COUNTS:
+            mixed[kind] = thin(own_bla, own_b1a) + thin(other_bla, 1.0 - own_b1a)
+        else:
+            mixed[kind] = own_b1a * own_bla + (1.0 - own_b1a) * other_bla
+    if keys.BATCH_PRIOR in batch:
+        has_ba = batch[keys.BATCH_HAS_PRIOR] * torch.where(weight_ba < 1, batch[keys.BATCH_HAS_PRIOR][partner_b], 1.0)
+        prior_bla = batch[keys.BATCH_PRIOR]
+        mixed[keys.BATCH_PRIOR] = (own_b1a * prior_bla + (1 - own_b1a) * prior_bla[partner_b]) * has_ba[:, None]
+        mixed[keys.BATCH_HAS_PRIOR] = has_ba
+    return mixed | _covariates(batch, partner_b, weight_ba, depth, coverage)
+
+
+def _covariates(
+    batch: dict[str, Tensor], partner_b: Tensor, weight_ba: Tensor, depth: int | None, coverage: int | None
+) -> dict[str, Tensor]:
+    """Return the covariates of the mixtures."""
+    is_mixed_ba = weight_ba < 1
+    own_bak = batch[keys.BATCH_CONTINUOUS]
+    other_bak = own_bak[partner_b]
+    weight_ba1 = weight_ba[:, :, None]
+    numbers_bak = weight_ba1 * own_bak + (1 - weight_ba1) * other_bak
+    if depth is not None:
+        reads_ba = weight_ba * own_bak[:, :, depth].exp2() + (1 - weight_ba) * other_bak[:, :, depth].exp2()
+        numbers_bak[:, :, depth] = reads_ba.log2()
+    if coverage is not None:
+        numbers_bak[:, :, coverage] = torch.nan
+    codes_bak = batch[keys.BATCH_CATEGORICAL]
+    differs_bak = is_mixed_ba[:, :, None] & (codes_bak != codes_bak[partner_b])
+    ratio_ba = batch[keys.BATCH_LOG_DEPTH_RATIO]
+    mixed_ratio_ba = (weight_ba * ratio_ba.exp() + (1 - weight_ba) * ratio_ba[partner_b].exp()).log()
+    return {
+        keys.BATCH_CONTINUOUS: torch.where(is_mixed_ba[:, :, None], numbers_bak, own_bak),
+        keys.BATCH_CATEGORICAL: torch.where(differs_bak, -1, codes_bak),
+        keys.BATCH_LOG_DEPTH_RATIO: torch.where(is_mixed_ba, mixed_ratio_ba, ratio_ba),
+    }

@@ -160,7 +160,7 @@ class EpiModel(SavingMixin):
             "early_stopping_patience": early_stopping_patience,
             "seed": seed,
         }
-        known = inspect.signature(self.train).parameters
+        known = {**inspect.signature(EpiModel.train).parameters, **inspect.signature(self.train).parameters}
         check_run_arguments(run_dir, save_every_n_steps, num_workers, trainer_kwargs, known)
         defaults = self.config.training_defaults(self.adata.n_obs)
         config = TrainingConfig.merged({"seed": self.seed}, defaults, plan_kwargs, direct)

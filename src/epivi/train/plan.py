@@ -94,11 +94,18 @@ class TrainingPlan(pl.LightningModule):
             lr=self.learning_rate.at(self.step),
             weight_decay=self.weight_decay,
             eps=self.eps,
-            fused=parameters[0].device.type != "mps",
+            fused=parameters[0].device.type != "mps" and not self._clips_scaled_gradients,
         )
         if self.run_state is not None:
             self.run_state.restore_optimizer(optimizer)
         return optimizer
+
+    @property
+    def _clips_scaled_gradients(self) -> bool:
+        """Whether gradients are clipped in mixed precision, which Lightning refuses with a fused optimiser."""
+        if self._trainer is None or not self.trainer.gradient_clip_val:
+            return False
+        return "mixed" in str(self.trainer.precision)
 
     def _forward(self, batch: dict[str, Tensor], *, kl_weight: float, deterministic: bool, stream: int) -> LossOutput:
         with _seeded(self.seed, stream, self.global_rank, self.device):

@@ -108,3 +108,29 @@ def test_validation_windows_are_fixed_spread_and_disjoint():
     for options in ({"window": 0}, {"window": 5, "max_windows": 0}):
         with pytest.raises(ConfigError):
             validation_windows(validation, ROWS, **options)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 5), st.integers(2, 9), st.integers(0, 99), st.integers(1, 2))
+def test_paired_samples_are_two_biosamples_at_one_locus(n_rows, batch_size, seed, world_size):
+    windows = law(60)
+    parts = [
+        WindowSampler(range(n_rows), windows, batch_size, seed, paired=True, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert len({part.n_batches for part in parts}) == 1
+    for part in parts:
+        batches = list(part)
+        assert len(batches) == part.n_batches
+        for items in batches:
+            assert items.shape[0] % 2 == 0
+            assert (items[::2, 1] == items[1::2, 1]).all()
+            assert (items[::2, 0] != items[1::2, 0]).all()
+
+
+def test_pairs_need_two_biosamples_and_no_other_order():
+    windows = law(60)
+    with pytest.raises(ConfigError, match="two training biosamples"):
+        WindowSampler([0], windows, 4, 0, paired=True)
+    with pytest.raises(ConfigError, match="cannot be combined"):
+        WindowSampler([0, 1], windows, 4, 0, paired=True, same_locus=True)

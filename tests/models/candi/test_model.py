@@ -252,3 +252,14 @@ def test_a_loaded_model_goes_on_training(trained, adata, learn, same_weights, tm
     loaded = epivi.CANDI.load(tmp_path / "model", adata)
     learn(loaded, 1)
     assert not same_weights(loaded, trained)
+
+
+def test_half_precision_trains_with_clipped_gradients(adata, make, learn):
+    model = make(adata)
+    learn(model, 1, precision="bf16-mixed")
+    assert np.isfinite(model.history["train_loss"].to_numpy(dtype=float)).all()
+
+
+def test_a_misspelled_argument_of_the_training_is_named(adata, make):
+    with pytest.raises(ConfigError, match="Did you mean 'batch_size'"):
+        make(adata).train(1, batchsize=4)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from epivi.data.windows.regions import Runs
 
 
+# biosamples that a mixture needs
+MIN_PAIRED = 2
+
+
 class WindowSampler:
     """Minibatches of random (biosample, window) pairs, one epoch after the other.
 
@@ -36,6 +40,9 @@ class WindowSampler:
         Most pairs of an epoch, over all processes; all pairs if ``None``.
     same_locus
         Whether a minibatch is one window in all biosamples.
+    paired
+        Whether each sample is followed by the same window in another biosample, drawn at random: places 2i and 2i + 1
+        of a minibatch belong together. There are as many samples as without.
     rank, world_size
         Number of this process and of all; every process gets the same number of minibatches of the same sizes.
 
@@ -58,7 +65,7 @@ class WindowSampler:
     ``start``, ``epoch``, ``first_batch`` and ``set_epoch`` are those of :class:`epivi.data.splits.EpochSampler`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         rows: Sequence[int] | np.ndarray,
         windows: TrainingWindows,
@@ -67,6 +74,7 @@ class WindowSampler:
         *,
         windows_per_epoch: int | None = None,
         same_locus: bool = False,
+        paired: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -77,8 +85,14 @@ class WindowSampler:
         if not self.rows.size:
             message = "There is no biosample to train on. Check the split of the biosamples."
             raise ConfigError(message)
+        if paired and self.rows.size < MIN_PAIRED:
+            message = "Mixing needs two training biosamples or more; there is one. Train without mixup."
+            raise ConfigError(message)
+        if paired and same_locus:
+            message = "same_locus=True and mixup cannot be combined: choose one."
+            raise ConfigError(message)
         self.windows = windows
-        self.same_locus = same_locus
+        self.same_locus, self.paired = same_locus, paired
         self.batch_size = self.rows.size if same_locus else int(batch_size)
         self.seed = int(seed)
         self.rank, self.world_size = rank, world_size
@@ -90,6 +104,9 @@ class WindowSampler:
         n_all = windows.count * (self.rows.size // per_draw)
         if windows_per_epoch is not None:
             n_all = min(n_all, max(windows_per_epoch // per_draw, 1))
+        if paired:
+            n_all = max(n_all // 2, 1)
+            self.batch_size = max(self.batch_size // 2, 1) * 2
         self._n_drawn = n_all // world_size
         if self._n_drawn == 0:
             message = (
@@ -105,7 +122,7 @@ class WindowSampler:
     @property
     def n_batches(self) -> int:
         """Minibatches in a full epoch."""
-        return self._n_drawn if self.same_locus else -(-self._n_drawn // self.batch_size)
+        return self._n_drawn if self.same_locus else -(-self._n_drawn // (self.batch_size // (1 + self.paired)))
 
     def __len__(self) -> int:
         return self.n_batches - self.first_batch
@@ -119,8 +136,13 @@ class WindowSampler:
         if self.same_locus:
             rows = np.tile(self.rows, (self._n_drawn, 1))
             return list(np.stack([rows, np.broadcast_to(starts[mine][:, None], rows.shape)], axis=-1))
-        pairs = rng.choice(starts.size * self.rows.size, size=n_all, replace=False)[mine]
-        items = np.stack([self.rows[pairs % self.rows.size], starts[pairs // self.rows.size]], axis=1)
+        pairs = rng.choice(starts.size * self.rows.size, size=n_all, replace=False)
+        own, first = pairs % self.rows.size, starts[pairs // self.rows.size]
+        items = np.stack([self.rows[own], first], axis=1)
+        if self.paired:
+            other = (own + rng.integers(1, self.rows.size, size=n_all)) % self.rows.size
+            items = np.stack([items, np.stack([self.rows[other], first], axis=1)], axis=1)
+        items = items[mine].reshape(-1, 2)
         return np.split(items, np.arange(1, self.n_batches) * self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:

@@ -85,6 +85,9 @@ class CandiConfig:
     thinning, thin_each_assay
         Factors by which the reads of the input are thinned in training, one drawn for each sample, or for each of its
         assays.
+    mixup
+        Parameter alpha of the Beta law of the weights with which, in training, biosamples are mixed at the same locus;
+        0 mixes none.
     hide_all_rate
         Share of training samples of which every assay is hidden.
     loss_weighting
@@ -123,6 +126,7 @@ class CandiConfig:
     input: str = "counts"
     thinning: tuple[int, ...] = (1, 2, 4)
     thin_each_assay: bool = False
+    mixup: float = 0.0
     hide_all_rate: float = 0.0
     loss_weighting: str = "equal"
 
@@ -183,6 +187,7 @@ class CandiConfig:
     def _check_training(self) -> None:
         _validate.check_choice(self.input, "input", INPUTS)
         _validate.check_choice(self.loss_weighting, "loss_weighting", LOSS_WEIGHTINGS)
+        _validate.check_number(self.mixup, "mixup", low=0.0)
         _validate.check_number(self.hide_all_rate, "hide_all_rate", low=0.0, high=1.0)
         if not isinstance(self.thinning, tuple | list) or not self.thinning:
             message = f"thinning must be one factor or more, as in (1, 2, 4), found {self.thinning!r}."

@@ -66,11 +66,14 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
         Used by scvi-tools.
     size
         ``"tutorial"``, ``"test"``, ``"pilot"``, ``"paper"``, or ``"paper_code"``, the released network.
-    n_bins, n_stages, expansion, n_heads, n_layers, dropout_rate, dispersion, max_distance, skip
+    n_bins, n_stages, expansion, n_heads, n_layers, dropout_rate, dispersion, max_distance
         Choices of the network that replace those of the size: bins of a window, stages of the towers (each halves the
         bins), growth of the channels, heads and layers of the transformer, dropout, ``"assay"`` or ``"assay-bin"``
-        dispersion, largest distance that attention tells apart, and whether the input also enters at full resolution
-        before the heads.
+        dispersion, largest distance that attention tells apart.
+    n_features, pre_norm, skip
+        Beyond the paper: features of each assay before the heads (1 in the paper), normalisation before attention, and
+        whether the input also enters at full resolution before the heads. They train faster and predict better where
+        there are few assays.
     head
         ``"default"``: mean and dispersion with the depth as offset; ``"paper"``: the published head.
     locus_prior
@@ -81,6 +84,9 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
     loss_weighting
         ``"equal"``, or ``"mask_fraction"``: imputation and upsampling weighted by the shares of hidden and shown
         assays, as in the released code.
+    mixup
+        Alpha of the Beta(alpha, alpha) law of weights with which training biosamples are mixed in pairs at the same
+        locus: signals are averaged, reads drawn from both. It helps where there are few biosamples; 0 mixes none.
     hide_all_rate
         Share of samples that hide all their assays, so that the model learns to predict from the DNA or the prior.
     seed
@@ -126,11 +132,14 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
         head: str | None = None,
         dispersion: str | None = None,
         max_distance: int | None = None,
+        n_features: int | None = None,
+        pre_norm: bool | None = None,
         skip: bool | None = None,
         locus_prior: bool = False,
         thinning: Sequence[int] = (1, 2, 4),
         thin_each_assay: bool = False,
         loss_weighting: str = "equal",
+        mixup: float = 0.0,
         hide_all_rate: float = 0.0,
         seed: int | None = None,
     ) -> None:
@@ -254,6 +263,7 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
                 config.seed,
                 windows_per_epoch=asked.windows_per_epoch,
                 same_locus=asked.same_locus,
+                paired=self.config.mixup > 0,
                 rank=rank,
                 world_size=world,
             ),

@@ -11,7 +11,7 @@ import torch
 from scvi.module.base import LossOutput, auto_move_data
 
 from epivi import _keys as keys
-from epivi.data.masking import draw_thinning, hide_assays
+from epivi.data.masking import draw_thinning, hide_assays, mix_pairs
 from epivi.models.base_module import EpiModule
 from epivi.objectives.experiments import gaussian_nll, masked_mean, negative_binomial_nll, thin
 
@@ -98,6 +98,12 @@ class CandiModule(EpiModule):
             coverage_ba = continuous_bak[:, :, self.coverage_index]
             coverage_ba[factor_ba > 1] = torch.nan
         return continuous_bak
+
+    def forward(self, tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Return what scvi-tools expects of a step; in training, biosamples are mixed first if the model is to."""
+        if self.training and self.config.mixup:
+            tensors = mix_pairs(tensors, self.config.mixup, depth=self.depth_index, coverage=self.coverage_index)
+        return super().forward(tensors, *args, **kwargs)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002
         available_ba = tensors[f"available_{self.input_kind}"]

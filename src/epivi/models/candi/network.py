@@ -382,8 +382,8 @@ def _transformer(config: CandiConfig, width: int) -> Transformer:
             head_width = width // config.n_heads
             position = RelativeKeyValue(head_width, config.n_positions, max_distance=config.max_distance)
         attention = SelfAttention(width, config.n_heads, position=position)
-        more = {"dropout_rate": config.dropout_rate, "pre_norm": config.pre_norm}
-        layers.append(TransformerLayer(attention, 3 * width, **more))
+        layer = TransformerLayer(attention, 3 * width, dropout_rate=config.dropout_rate, pre_norm=config.pre_norm)
+        layers.append(layer)
     return Transformer(layers)
 
 
