@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epivi._errors import ConfigError
-from epivi.data.masking import draw_thinning, hide_assays, mix_pairs
+from epivi.data.masking import draw_thinning, drop_covariates, hide_assays, mix_pairs, partners, swap_assays
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 6), st.integers(1, 7), st.one_of(st.none(), st.integers(1, 8)))
@@ -123,3 +123,29 @@ def test_assays_that_one_of_the_two_lacks_and_the_last_sample_stay_as_they_are()
 def test_pairs_of_different_loci_are_refused():
     with pytest.raises(ConfigError, match="one locus"):
         mix_pairs(pairs() | {"window": torch.arange(6)}, 1.0)
+
+
+def test_covariates_are_unknown_one_by_one_and_together():
+    torch.manual_seed(0)
+    continuous, categorical = drop_covariates(torch.zeros(4000, 2, 3), torch.zeros(4000, 2, 1, dtype=torch.long), 0.2)
+    assert categorical.dtype == torch.long
+    unknown = torch.cat([continuous.isnan(), categorical == -1], dim=2)
+    # 1 - 0.8 * 0.8 each; all four with 0.2 + 0.8 * 0.2^4
+    assert torch.allclose(unknown.float().mean((0, 1)), torch.full((4,), 0.36), atol=0.03)
+    assert float(unknown.all(2).float().mean()) == pytest.approx(0.2 + 0.8 * 0.2**4, abs=0.02)
+    kept, codes = drop_covariates(torch.ones(5, 2, 1), torch.ones(5, 2, 1), 0.0)
+    assert bool((kept == 1).all())
+    assert bool((codes == 1).all())
+
+
+def test_swapped_assays_are_shown_and_the_partner_has_them():
+    torch.manual_seed(0)
+    available = (torch.rand(4001, 5) < 0.8).float()
+    shown = available * (torch.rand(4001, 5) < 0.7)
+    partner = partners(torch.arange(2001).repeat_interleave(2)[:4001])
+    swapped = swap_assays(shown, available, partner, 0.3)
+    assert not swapped[-1].any()
+    assert bool((shown[swapped] == 1).all())
+    assert bool((available[partner][swapped] == 1).all())
+    can = (shown[:-1] > 0) & (available[partner][:-1] > 0)
+    assert float(swapped[:-1][can].float().mean()) == pytest.approx(0.3, abs=0.02)

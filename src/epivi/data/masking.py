@@ -78,6 +78,87 @@ def draw_thinning(shape: Sequence[int], factors: Sequence[int], device: torch.de
     return torch.tensor(factors, dtype=torch.float32)[choice].to(device)
 
 
+def partners(window_b: Tensor) -> Tensor:
+    """Return the other sample of each pair (2i, 2i + 1) of a minibatch, itself for a last one without a partner.
+
+    Parameters
+    ----------
+    window_b
+        First bin of each window, shape (b,).
+
+    Raises
+    ------
+    ConfigError
+        If the two samples of a pair are of different loci.
+
+    Examples
+    --------
+    >>> partners(torch.tensor([5, 5, 8])).tolist()
+    [1, 0, 2]
+    """
+    n = window_b.shape[0] // 2 * 2
+    partner_b = torch.arange(window_b.shape[0], device=window_b.device)
+    partner_b[:n] = partner_b[:n] ^ 1
+    if not torch.equal(window_b[partner_b], window_b):
+        message = "Samples 2i and 2i + 1 must be windows at one locus: draw them in pairs."
+        raise ConfigError(message)
+    return partner_b
+
+
+def swap_assays(shown_ba: Tensor, available_ba: Tensor, partner_b: Tensor, rate: float) -> Tensor:
+    """Choose assays that the encoder is shown of another biosample in place of the sample's own.
+
+    Parameters
+    ----------
+    shown_ba, available_ba
+        1 for assays that are shown, and that a sample has, shape (b, a).
+    partner_b
+        Sample of the other biosample, see :func:`partners`.
+    rate
+        Chance of each assay that is shown and that the partner has.
+
+    Returns
+    -------
+    Boolean, shape (b, a). Draws come from the global generator of torch.
+
+    Examples
+    --------
+    >>> ones = torch.ones(2, 3)
+    >>> swap_assays(ones, ones, torch.tensor([1, 0]), 1.0).all().item()
+    True
+    """
+    is_drawn_ba = (torch.rand(shown_ba.shape) < rate).to(shown_ba.device)
+    is_other_b1 = (partner_b != torch.arange(partner_b.shape[0], device=partner_b.device))[:, None]
+    return is_drawn_ba & is_other_b1 & (shown_ba > 0) & (available_ba[partner_b] > 0)
+
+
+def drop_covariates(continuous_bak: Tensor, categorical_bak: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """Make covariates unknown: each with a chance, and all of an experiment with the same chance.
+
+    Parameters
+    ----------
+    continuous_bak, categorical_bak
+        Covariates, shape (b, a, k).
+    rate
+        The chance.
+
+    Returns
+    -------
+    New covariates, NaN and -1 where unknown. Draws come from the global generator of torch.
+
+    Examples
+    --------
+    >>> drop_covariates(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), 1.0)[1].tolist()
+    [[[-1.0], [-1.0]]]
+    """
+    all_ba1 = torch.rand(*continuous_bak.shape[:2], 1) < rate
+    parts = []
+    for values_bak, unknown in ((continuous_bak, torch.nan), (categorical_bak, -1)):
+        dropped_bak = (torch.rand(values_bak.shape) < rate) | all_ba1
+        parts.append(torch.where(dropped_bak.to(values_bak.device), unknown, values_bak))
+    return parts[0], parts[1]
+
+
 def mix_pairs(
     batch: dict[str, Tensor], alpha: float, *, depth: int | None = None, coverage: int | None = None
 ) -> dict[str, Tensor]:
@@ -118,12 +199,8 @@ def mix_pairs(
     1.0
     """
     window_b = batch[keys.BATCH_WINDOW]
+    partner_b = partners(window_b)
     n = window_b.shape[0] // 2 * 2
-    partner_b = torch.arange(window_b.shape[0], device=window_b.device)
-    partner_b[:n] = partner_b[:n] ^ 1
-    if not torch.equal(window_b[partner_b], window_b):
-        message = "Samples 2i and 2i + 1 must be windows at one locus: draw them in pairs."
-        raise ConfigError(message)
     drawn = torch.distributions.Beta(alpha, alpha).sample((max((n + 1) // 2, 1),)).to(window_b.device)
     weight_b = torch.ones(window_b.shape[0], device=window_b.device)
     weight_b[:n] = torch.maximum(drawn, 1.0 - drawn).repeat_interleave(2)[:n]

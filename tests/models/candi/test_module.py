@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 import epivi
+from epivi._errors import ConfigError
 from epivi.models.candi import module as candi_module
 
 ITEMS = [[0, 0], [1, 100], [3, 200], [4, 310]]
@@ -210,3 +211,39 @@ def test_laws_stay_in_single_precision_where_the_network_is_in_half(own, batch):
         assert other.dtype == torch.float32
         np.testing.assert_allclose(other.detach(), one.detach(), atol=0.1, rtol=0.1)
     assert loss.dtype == torch.float32
+
+
+def test_swapped_assays_are_read_from_the_partner_and_in_no_term(adata, make):
+    model = make(adata, swap_rate=0.5, mixup=0.0, thinning=(1,), covariate_dropout_rate=0.0)
+    module = model.module.train()
+    dataset = model.windows(adata)
+    items = np.array([[b, 0] for b in (1, 3, 0, 2)])
+    batch = dataset[items]
+    torch.manual_seed(3)
+    inputs = module._get_inference_input(batch)
+    swapped = inputs["swapped"]
+    assert swapped.any()
+    partner = torch.tensor([1, 0, 3, 2])
+    own = torch.where(swapped[:, None], batch["counts"][partner], batch["counts"])
+    assert torch.equal(inputs["values"], own)
+    numbers = torch.where(swapped[:, :, None], batch["continuous"][partner], batch["continuous"])
+    assert torch.equal(inputs["continuous"].nan_to_num(-9), numbers.nan_to_num(-9))
+    found = module.inference(**inputs)
+    outputs = module.generative(**module._get_generative_input(batch, found))
+    losses = module.loss(batch, found, outputs).extra_metrics
+    changed = {key: value.clone() for key, value in batch.items()}
+    changed["counts"] = torch.where(swapped[:, None], batch["counts"] + 50, batch["counts"])
+    changed["signal"] = torch.where(swapped[:, None], batch["signal"] + 5, batch["signal"])
+    again = module.loss(changed, found, outputs).extra_metrics
+    assert all(torch.equal(losses[name], again[name]) for name in losses)
+    module.eval()
+    assert "swapped" not in module._get_inference_input(batch)
+
+
+def test_mixed_biosamples_train_and_the_order_is_paired(adata, make, learn):
+    model = make(adata, mixup=1.0)
+    learn(model, 1)
+    assert np.isfinite(model.history["train_loss"].to_numpy(dtype=float)).all()
+    with pytest.raises(ConfigError, match="one locus"):
+        model.module.train()(model.windows(adata)[np.array([[0, 0], [1, 160]])])
+    model.module.eval()

@@ -88,6 +88,10 @@ class CandiConfig:
     mixup
         Parameter alpha of the Beta law of the weights with which, in training, biosamples are mixed at the same locus;
         0 mixes none.
+    swap_rate
+        Chance that, in training, an assay that is shown is that of another biosample at the same locus.
+    covariate_dropout_rate
+        Chance that, in training, a covariate asked of the decoder is unknown, and that all of an experiment are.
     hide_all_rate
         Share of training samples of which every assay is hidden.
     loss_weighting
@@ -127,6 +131,8 @@ class CandiConfig:
     thinning: tuple[int, ...] = (1, 2, 4)
     thin_each_assay: bool = False
     mixup: float = 0.0
+    swap_rate: float = 0.0
+    covariate_dropout_rate: float = 0.1
     hide_all_rate: float = 0.0
     loss_weighting: str = "equal"
 
@@ -187,6 +193,8 @@ class CandiConfig:
     def _check_training(self) -> None:
         _validate.check_choice(self.input, "input", INPUTS)
         _validate.check_choice(self.loss_weighting, "loss_weighting", LOSS_WEIGHTINGS)
+        for name in ("covariate_dropout_rate", "swap_rate"):
+            _validate.check_number(getattr(self, name), name, low=0.0, high=1.0, high_inclusive=False)
         _validate.check_number(self.mixup, "mixup", low=0.0)
         _validate.check_number(self.hide_all_rate, "hide_all_rate", low=0.0, high=1.0)
         if not isinstance(self.thinning, tuple | list) or not self.thinning:
@@ -195,6 +203,11 @@ class CandiConfig:
         for factor in self.thinning:
             _validate.check_number(factor, "thinning", low=1, integer=True)
         object.__setattr__(self, "thinning", tuple(self.thinning))  # a list, as JSON gives it, is not hashable
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether training needs the samples of a minibatch in pairs, two biosamples at one locus."""
+        return self.mixup > 0 or self.swap_rate > 0
 
     @property
     def scale(self) -> int:

@@ -26,6 +26,7 @@ from epivi.models.candi.network import CandiNetwork
 from epivi.models.candi.outputs.evaluation import EvaluationMixin
 from epivi.models.candi.outputs.export import ExportMixin
 from epivi.models.candi.outputs.latent import LatentMixin
+from epivi.models.candi.outputs.ranking import RankingMixin
 from epivi.models.candi.setup import SetupMixin
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Sampling(NamedTuple):
     max_validation_windows: int = 512
 
 
-class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
+class CANDI(SetupMixin, EvaluationMixin, RankingMixin, ExportMixin, LatentMixin):
     r"""Confidence-aware denoising and imputation of bulk tracks (Foroozandeh, Diab and Libbrecht).
 
     A row of obs is a biosample, not a training sample: a training sample is a biosample and a window of the genome. The
@@ -84,9 +85,15 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
     loss_weighting
         ``"equal"``, or ``"mask_fraction"``: imputation and upsampling weighted by the shares of hidden and shown
         assays, as in the released code.
+    covariate_dropout_rate
+        Chance that, in training, a covariate asked of the decoder is unknown, and that all of an experiment are: the
+        decoder learns to predict assays of which nothing is known.
     mixup
         Alpha of the Beta(alpha, alpha) law of weights with which training biosamples are mixed in pairs at the same
         locus: signals are averaged, reads drawn from both. It helps where there are few biosamples; 0 mixes none.
+    swap_rate
+        Chance that, in training, an assay that is shown is that of another biosample at the same locus. Predictions
+        then lean on what assays agree about, and shrink where they do not; it helps where there are few biosamples.
     hide_all_rate
         Share of samples that hide all their assays, so that the model learns to predict from the DNA or the prior.
     seed
@@ -139,7 +146,9 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
         thinning: Sequence[int] = (1, 2, 4),
         thin_each_assay: bool = False,
         loss_weighting: str = "equal",
+        covariate_dropout_rate: float = 0.1,
         mixup: float = 0.0,
+        swap_rate: float = 0.0,
         hide_all_rate: float = 0.0,
         seed: int | None = None,
     ) -> None:
@@ -263,7 +272,7 @@ class CANDI(SetupMixin, EvaluationMixin, ExportMixin, LatentMixin):
                 config.seed,
                 windows_per_epoch=asked.windows_per_epoch,
                 same_locus=asked.same_locus,
-                paired=self.config.mixup > 0,
+                paired=self.config.is_paired,
                 rank=rank,
                 world_size=world,
             ),

@@ -11,7 +11,14 @@ import torch
 from scvi.module.base import LossOutput, auto_move_data
 
 from epivi import _keys as keys
-from epivi.data.masking import draw_thinning, hide_assays, mix_pairs
+from epivi.data.masking import (
+    draw_thinning,
+    drop_covariates,
+    hide_assays,
+    mix_pairs,
+    partners,
+    swap_assays,
+)
 from epivi.models.base_module import EpiModule
 from epivi.objectives.experiments import gaussian_nll, masked_mean, negative_binomial_nll, thin
 
@@ -118,9 +125,10 @@ class CandiModule(EpiModule):
             factor_ba = draw_thinning(shape, self.config.thinning, available_ba.device).expand_as(available_ba)
             values_bla = thin(values_bla, (1.0 / factor_ba)[:, None, :].expand_as(values_bla))
             continuous_bak = self.thinned_covariates(continuous_bak, factor_ba)
-        return {
+        shown_ba = available_ba * (1.0 - hidden_ba)
+        inputs = {
             "values": values_bla,
-            "mask": available_ba * (1.0 - hidden_ba),
+            "mask": shown_ba,
             "continuous": continuous_bak,
             "categorical": tensors[keys.BATCH_CATEGORICAL],
             "bin_mask": tensors[keys.BATCH_BIN_MASK],
@@ -128,9 +136,17 @@ class CandiModule(EpiModule):
             "prior": tensors.get(keys.BATCH_PRIOR),
             "has_prior": tensors.get(keys.BATCH_HAS_PRIOR),
         }
+        if self.training and (rate := self.config.swap_rate):
+            partner_b = partners(tensors[keys.BATCH_WINDOW])
+            swapped_ba = inputs["swapped"] = swap_assays(shown_ba, available_ba, partner_b, rate)
+            for name in ("values", "continuous", "categorical"):
+                own: Any = inputs[name]
+                is_swapped = swapped_ba[:, None] if name == "values" else swapped_ba[:, :, None]
+                inputs[name] = torch.where(is_swapped, own[partner_b], own)
+        return inputs
 
     @auto_move_data
-    def inference(  # noqa: PLR0913
+    def inference(  # noqa: PLR0913, PLR0917
         self,
         values: Tensor,
         mask: Tensor,
@@ -140,6 +156,7 @@ class CandiModule(EpiModule):
         dna: Tensor | None = None,
         prior: Tensor | None = None,
         has_prior: Tensor | None = None,
+        swapped: Tensor | None = None,
         *,
         deterministic: bool = False,  # noqa: ARG002
     ) -> dict[str, Any]:
@@ -159,7 +176,7 @@ class CandiModule(EpiModule):
             has_prior,
             bin_mask_bl=mask_bl,
         )
-        found = {"z": z_btd, "mask": mask, "bin_mask": mask_bl, "inputs": None}
+        found = {"z": z_btd, "mask": mask, "swapped": swapped, "bin_mask": mask_bl, "inputs": None}
         if self.config.skip:
             found["inputs"] = self.network.inputs(values_bla, mask, prior, has_prior)
         return found
@@ -170,10 +187,14 @@ class CandiModule(EpiModule):
         inference_outputs: dict[str, Any],
         **kwargs: Any,  # noqa: ARG002
     ) -> dict[str, Any]:
+        continuous_bak, categorical_bak = tensors[keys.BATCH_CONTINUOUS], tensors[keys.BATCH_CATEGORICAL]
+        if self.training and (rate := self.config.covariate_dropout_rate):
+            # what is unknown of an assay to impute must have been seen unknown
+            continuous_bak, categorical_bak = drop_covariates(continuous_bak, categorical_bak, rate)
         return {
             **{name: inference_outputs[name] for name in ("z", "inputs", "bin_mask")},
-            "continuous": tensors[keys.BATCH_CONTINUOUS],
-            "categorical": tensors[keys.BATCH_CATEGORICAL],
+            "continuous": continuous_bak,
+            "categorical": categorical_bak,
             "log_depth_ratio": tensors[keys.BATCH_LOG_DEPTH_RATIO],
             "prior": tensors.get(keys.BATCH_PRIOR),
             "has_prior": tensors.get(keys.BATCH_HAS_PRIOR),
@@ -225,14 +246,16 @@ class CandiModule(EpiModule):
     ) -> LossOutput:
         """Return the sum (C7) of up to four terms, each the mean over its entries.
 
-        Imputation terms are over assays that were hidden, upsampling terms over those that the encoder was shown.
+        Imputation terms are over assays that were hidden, upsampling terms over those that the encoder was shown; those
+        shown of another biosample are in neither.
         """
-        shown_ba = inference_outputs["mask"]
+        shown_ba, swapped_ba = inference_outputs["mask"], inference_outputs["swapped"]
+        own_ba = shown_ba if swapped_ba is None else shown_ba * ~swapped_ba
         terms: dict[str, Tensor] = {}
         for kind in self.network.heads:
             available_ba = tensors[f"available_{kind}"]
             nll_bla = self.nll(tensors, generative_outputs["outputs"], kind)
-            for task, of_task_ba in (("imputation", 1.0 - shown_ba), ("upsampling", shown_ba)):
+            for task, of_task_ba in (("imputation", 1.0 - shown_ba), ("upsampling", own_ba)):
                 mask_bla = (available_ba * of_task_ba)[:, None, :] * tensors[keys.BATCH_BIN_MASK][:, :, None]
                 terms[f"{kind}_{task}"] = masked_mean(nll_bla, mask_bla)
         weights = self._weights(shown_ba, tensors[f"available_{self.input_kind}"])

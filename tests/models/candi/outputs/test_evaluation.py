@@ -8,9 +8,7 @@ from scipy import stats
 
 import epivi
 from epivi._errors import ConfigError, DataError
-from epivi.data.windows import validation_windows
 from epivi.metrics import imputation_scores
-from epivi.models.candi.outputs.laws import CountLaw, SignalLaw
 
 ALL = ["chr1", "chr2", "chr3"]
 
@@ -189,60 +187,6 @@ def test_the_coverage_curve_is_that_of_the_scores(trained):
             assert a[0.9] == pytest.approx(b["coverage_0.9"], abs=0.05)
 
 
-@pytest.mark.parametrize("kind", ["counts", "signal"])
-def test_the_gain_of_an_assay_is_a_difference_of_log_likelihoods(trained, simulated, kind):
-    table = trained.rank_assays("H3K4me3", ["DNase"], kind=kind)
-    assert list(table.index)[-1] == "ATAC"
-    assert np.isnan(table.loc["ATAC", "gain"])
-    assert table.loc["ATAC", "n_biosamples"] == 0
-    rows = np.flatnonzero(simulated.obsm["availability"][:, [0, 2, 3]].all(1))
-    assert rows.tolist() == [1, 3]
-    dataset = trained.windows(trained.adata)
-    gains = []
-    for row, start in validation_windows(trained.genome_split.validation, rows, 160):
-        batch = dataset[[[row, start]]]
-        nll = []
-        for shown in ([1, 0, 0, 0], [1, 0, 0, 1]):
-            mask = batch["available_counts"] * batch["available_counts"].new_tensor([shown])
-            encoded = trained.module.inference(
-                batch["counts"], mask, batch["continuous"], batch["categorical"], batch["bin_mask"]
-            )
-            out = trained.module.generative(**trained.module._get_generative_input(batch, encoded))["outputs"]
-            a, b = (x.detach().numpy()[0, :, 2] for x in (out[:2] if kind == "counts" else out[2:]))
-            law = CountLaw(a, b) if kind == "counts" else SignalLaw(a, b)
-            nll.append(law.nll(batch[kind][0, :, 2].numpy()).mean())
-        gains.append(nll[0] - nll[1])
-    assert table.loc["H3K27ac", "gain"] == pytest.approx(np.mean(gains), rel=1e-3, abs=1e-6)
-    assert table.loc["H3K27ac", "sem"] == pytest.approx(np.std(gains, ddof=1) / 2, rel=1e-2)
-    assert table.loc["H3K27ac", "n_biosamples"] == 2
-
-
-def test_ranks_do_not_depend_on_batch_size_and_are_sorted(trained):
-    table = trained.rank_assays("H3K4me3")
-    gains = table["gain"].dropna().to_numpy()
-    assert (np.diff(gains) <= 0).all()
-    other = trained.rank_assays("H3K4me3", batch_size=1)
-    np.testing.assert_allclose(other["gain"], table.loc[other.index, "gain"], rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("asked", "match"),
-    [
-        ({"target": "H3K4me2"}, "'H3K4me3'"),
-        ({"available": ["Dnase"]}, "'DNase'"),
-        ({"candidates": ["ATAK"]}, "'ATAC'"),
-        ({"available": ["H3K4me3"]}, "must name different assays"),
-        ({"available": ["DNase"], "candidates": ["DNase"]}, "must name different assays"),
-        ({"kind": "count"}, "'counts'"),
-        ({"n_windows": 0}, "n_windows=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-    ],
-)
-def test_unfit_arguments_of_rankings_are_refused(trained, asked, match):
-    with pytest.raises(ConfigError, match=match):
-        trained.rank_assays(**({"target": "H3K4me3"} | asked))
-
-
 def test_unfit_arguments_of_scores_are_refused(trained):
     with pytest.raises((ConfigError, DataError), match="levels"):
         trained.evaluate(levels=[1.5])
@@ -250,3 +194,23 @@ def test_unfit_arguments_of_scores_are_refused(trained):
         trained.evaluate(biosamples="biosample_7")
     with pytest.raises(ConfigError, match="batch_size=0"):
         trained.calibration(batch_size=0)
+
+
+def test_pit_values_are_those_of_the_coverage_curve(trained):
+    pits = trained.get_pit()
+    curve = trained.calibration(levels=[0.5, 0.9])
+    assert set(pits) == {f"{a}, {k}" for k, a in zip(curve["kind"], curve["assay"], strict=True)}
+    for row in curve.itertuples():
+        pit = pits[f"{row.assay}, {row.kind}"]
+        assert np.mean(np.abs(pit - 0.5) <= row.level / 2) == pytest.approx(row.coverage, abs=1e-12)
+
+
+def test_what_is_scored_is_predicted_without_its_coverage(trained, adata):
+    other = adata.copy()
+    other.obsm["coverage"] = np.where(np.isnan(adata.obsm["coverage"]), np.nan, 0.5)
+    # coverage of the tracks that are shown is an input: hide them all but for the one that is predicted
+    for data in (adata, other):
+        data.obsm["availability"] = np.array(data.obsm["availability"])
+        data.obsm["availability"][1] = np.array([False, False, True, False])
+    a, b = (trained.evaluate(biosamples="biosample_1", adata=data)["nll"] for data in (adata, other))
+    np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""How well a trained CANDI predicts what was measured: scores, calibration, and which experiment to do next."""
+"""How well a trained CANDI predicts what was measured: scores and calibration."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from epivi import _validate
 from epivi._errors import ConfigError
-from epivi.data.windows import validation_windows
 from epivi.metrics import imputation_scores
 from epivi.metrics.calibration import Recalibration, coverage, pit_distance, randomised_pit
-from epivi.models.candi.outputs.prediction import Predictor, Stretch
+from epivi.models.candi.outputs.prediction import Stretch
 from epivi.models.candi.outputs.tracks import TracksMixin
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ class Observed(NamedTuple):
 
 
 class EvaluationMixin(TracksMixin):
-    """Scores, calibration, ranking of experiments."""
+    """Scores and calibration."""
 
     def evaluate(
         self,
@@ -133,8 +131,7 @@ class EvaluationMixin(TracksMixin):
     ) -> pd.DataFrame:
         """Return how often intervals hold what was measured, each track predicted from the others.
 
-        The randomised probability integral transform u = F(y - 1) + V (F(y) - F(y - 1)), V uniform, is uniform if the
-        laws are right, for counts too; the interval of level p holds y where |u - 1/2| <= p / 2.
+        The interval of level p holds a value where its PIT u is at most p / 2 away from 1/2; see :meth:`get_pit`.
 
         Parameters
         ----------
@@ -145,7 +142,7 @@ class EvaluationMixin(TracksMixin):
 
         Returns
         -------
-        Columns kind, assay, level, coverage; for :func:`epivi.pl.calibration`.
+        Columns kind, assay, level, coverage. :func:`epivi.pl.calibration` draws the same from :meth:`get_pit`.
 
         Raises
         ------
@@ -162,6 +159,44 @@ class EvaluationMixin(TracksMixin):
             for level, share in zip(levels, coverage(pit_l, levels), strict=True):
                 rows.append({"kind": kind, "assay": self.assay_names[assay], "level": level, "coverage": share})
         return pd.DataFrame(rows)
+
+    def get_pit(
+        self,
+        region: Any = None,
+        *,
+        biosamples: Sequence[str] | str | None = None,
+        adata: AnnData | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> dict[str, np.ndarray]:
+        r"""Return the probability integral transform of what was measured, each track predicted from the others.
+
+        For counts the randomised one, :math:`u = F(y - 1) + V (F(y) - F(y - 1))` with V uniform. It is uniform if the
+        laws are right.
+
+        Parameters
+        ----------
+        region, biosamples, adata, batch_size, seed
+            As in :meth:`evaluate`.
+
+        Returns
+        -------
+        Values by assay, biosamples joined, for :func:`epivi.pl.calibration`; of a model of counts and signal by
+        ``"assay, kind"``.
+
+        Raises
+        ------
+        ConfigError, DataError
+            As :meth:`impute`.
+
+        Notes
+        -----
+        Memory is that of :meth:`evaluate`.
+        """
+        request = self._held_out(adata, region, None, biosamples)
+        pits = self._pits(request, batch_size, np.random.default_rng(seed), is_corrected=True)
+        several = len(self.module.network.heads) > 1
+        return {self.assay_names[a] + (f", {kind}" if several else ""): pit_l for (kind, a), pit_l in pits.items()}
 
     def calibrate(
         self,
@@ -213,105 +248,6 @@ class EvaluationMixin(TracksMixin):
         self.module.recalibration.copy_(torch.as_tensor(learned))
         self.module.is_recalibrated.fill_(value=True)
 
-    def rank_assays(
-        self,
-        target: str,
-        available: Sequence[str] = (),
-        candidates: Sequence[str] | None = None,
-        *,
-        kind: str | None = None,
-        n_windows: int = 256,
-        adata: AnnData | None = None,
-        batch_size: int = 32,
-    ) -> pd.DataFrame:
-        r"""Rank candidate experiments by how much they would help to predict an assay.
-
-        Where a candidate b and the target a were measured, the gain is
-        :math:`\mathrm{NLL}_a(S) - \mathrm{NLL}_a(S \cup b)`, its mean over training biosamples and windows of the
-        validation chromosomes, in nats a bin.
-
-        Parameters
-        ----------
-        target
-            Assay to predict.
-        available
-            Assays that exist (S).
-        candidates
-            Assays that could be done; all others by default.
-        kind
-            ``"counts"`` or ``"signal"``; by default what the encoder reads.
-        n_windows
-            Most windows (biosample, window) to look at, evenly spaced.
-        adata, batch_size
-            As in :meth:`impute`.
-
-        Returns
-        -------
-        Index candidate, best first; columns ``gain``, ``sem`` (standard error over windows), ``n_biosamples``. A
-        candidate never measured together with the target and all of ``available`` has NaN.
-
-        Raises
-        ------
-        ConfigError
-            If a name is unknown or repeated, the target is among the others, or a number is not valid.
-        """
-        self._check_if_trained(warn=True)
-        _validate.check_number(n_windows, "n_windows", low=1, integer=True)
-        names = self.assay_names
-        candidates = [n for n in names if n != target and n not in available] if candidates is None else candidates
-        for name in (target, *available, *candidates):
-            _validate.check_choice(name, "assay", names)
-        if len({target, *available, *candidates}) < 1 + len(available) + len(candidates):
-            message = "target, available and candidates must name different assays."
-            raise ConfigError(message)
-        kind = self.config.input if kind is None else kind
-        _validate.check_choice(kind, "kind", list(self.module.network.heads))
-        data, dataset = self._opened(adata)
-        predictor = Predictor(self.module, dataset, batch_size=batch_size)
-        held = self.genome_split.validation
-        bins = held if len(held) and self._has_trained_bins(dataset) else dataset.experiments.runs
-        found = dataset.experiments.available
-        counted = data.obs_names.isin(self._learned_from(data, adata))
-        base = [names.index(name) for name in available]
-        at = names.index(target)
-        rows = {}
-        for name in candidates:
-            number = names.index(name)
-            needed = counted & found[self.config.input][:, [*base, number]].all(axis=1) & found[kind][:, at]
-            gains: list[np.ndarray] = []
-            if needed.any():
-                items = validation_windows(bins, np.flatnonzero(needed), self.config.n_bins, max_windows=n_windows)
-                gains = list(self._gains(predictor, items, base, number, at, kind))
-            gain_w = np.concatenate(gains) if gains else np.full(1, np.nan)
-            sem = float(gain_w.std(ddof=1) / np.sqrt(gain_w.size)) if gain_w.size > 1 else np.nan
-            rows[name] = {"gain": float(gain_w.mean()), "sem": sem, "n_biosamples": int(needed.sum())}
-        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("candidate")
-        return table.sort_values("gain", ascending=False, na_position="last")
-
-    def _gains(self, predictor: Predictor, items: np.ndarray, base: list[int], number: int, at: int, kind: str) -> Any:
-        """Yield the gain of each window by showing one more assay."""
-        without_a, with_a = np.zeros((2, len(self.assay_names)), dtype=np.float32)
-        without_a[base] = 1.0
-        with_a[[*base, number]] = 1.0
-        for start in range(0, len(items), predictor.batch_size):
-            batch = {
-                key: value.to(predictor.device)
-                for key, value in predictor.dataset[items[start : start + predictor.batch_size]].items()
-            }
-            mask_bl = batch["bin_mask"].double()
-            nll = []
-            for shown_a in (without_a, with_a):
-                outputs = predictor.decode(batch, predictor.encode(batch, shown_a))
-                nll_bl = self.module.nll(batch, outputs, kind)[:, :, at].double()
-                nll.append((nll_bl * mask_bl).sum(1) / mask_bl.sum(1))
-            yield (nll[0] - nll[1]).cpu().numpy()
-
-    def _learned_from(self, data: AnnData, adata: AnnData | None) -> list[str]:
-        """Return the training biosamples, or all biosamples of data that were passed or have none of them."""
-        names = [str(name) for name in data.obs_names]
-        trained = {str(name) for name in self.state["biosamples"]["train"]} & set(names)
-        return names if adata is not None or not trained else [name for name in names if name in trained]
-
     def _held_out(
         self, adata: AnnData | None, region: Any, assays: Any, biosamples: Sequence[str] | str | None
     ) -> Request:
@@ -338,7 +274,7 @@ class EvaluationMixin(TracksMixin):
 
     def _observed(self, request: Request, batch_size: int) -> Iterator[Observed]:
         """Yield each target with its observed values and predicted laws, chromosome runs joined."""
-        parts = list(self._stretches(request, None, batch_size))
+        parts = list(self._stretches(request, self._unseen_covariates(), batch_size))
         joined = Stretch(
             parts[0].first,
             {name: np.concatenate([part.parameters[name] for part in parts], axis=1) for name in parts[0].parameters},

@@ -54,6 +54,13 @@ class PromptMixin(RequestMixin):
                 continuous[numbers.index(name)] = wanted
         return Prompt(continuous, categorical, ratio)
 
+    def _unseen_covariates(self) -> dict[str, Any]:
+        """Return the covariates with which tracks that were measured are predicted without them.
+
+        Coverage tells how wide a track is, so that it would give away a part of what is to be predicted.
+        """
+        return {COVERAGE: None} if COVERAGE in self.state["continuous"] else {}
+
     def _by_assay(self, name: str, value: Any) -> list[tuple[int, Any]]:
         """Return number of the assay and value, for one value for all or a mapping from assays."""
         if not isinstance(value, Mapping):

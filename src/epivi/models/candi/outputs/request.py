@@ -74,6 +74,12 @@ class RequestMixin(ExperimentsMixin):
     def _rows(self, adata: AnnData, biosamples: Sequence[str] | str | None) -> list[int]:
         return places(biosamples, [str(name) for name in adata.obs_names], what="biosample")
 
+    def _learned_from(self, data: AnnData, adata: AnnData | None) -> list[str]:
+        """Return the training biosamples, or all biosamples of data that were passed or have none of them."""
+        names = [str(name) for name in data.obs_names]
+        trained = {str(name) for name in self.state["biosamples"]["train"]} & set(names)
+        return names if adata is not None or not trained else [name for name in names if name in trained]
+
     def _request(
         self,
         adata: AnnData | None,

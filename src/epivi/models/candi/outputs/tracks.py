@@ -56,6 +56,8 @@ class TracksMixin(PromptMixin):
             for unknown, which is the default. ``depth`` is in reads.
         leave_one_out
             Predict the assays that were measured, each from the others: what can be compared with the observation.
+            The covariates are then those of the experiment, but for its coverage, which would give away how wide the
+            track is.
         interval
             Probability between ``lower`` and ``upper``; ``None`` leaves them out.
         threshold
@@ -89,6 +91,8 @@ class TracksMixin(PromptMixin):
         track and layer: :meth:`export_bigwig` streams.
         """
         request = self._request(adata, region, assays, biosamples, kind="left out" if leave_one_out else "missing")
+        if leave_one_out:
+            covariates = self._unseen_covariates() | dict(covariates or {})
         return self._predict(request, covariates, interval, threshold, original_scale, batch_size)
 
     def denoise(  # noqa: PLR0913
