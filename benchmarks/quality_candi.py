@@ -28,7 +28,9 @@ from scipy.special import ndtri
 
 LINEAR = ("average", "linear on marks", "linear on both")
 NETWORK = {"n_features": 4, "pre_norm": True, "skip": True, "mixup": 1.0}
-EPOCHS, LEARNING_RATE, WINDOW = 10, 2e-3, 400
+# the prior is itself made of the biosamples that swapping would draw from
+SWAP_RATE = {False: 0.3, True: 0.0}
+EPOCHS, LEARNING_RATE, WINDOW = 5, 2e-3, 400
 LEVEL = 0.9
 PARTS = ("mean", "std")
 Rows = list[dict[str, Any]]
@@ -42,7 +44,14 @@ def candi(adata: Any, fold: Fold, seed: int, *, use_prior: bool, size: str = "tu
     data.obs["split"] = ["test" if cell == fold.cell else "train" for cell in data.obs_names]
     tests = [str(chrom) for chrom in data.uns["test_chroms"]]
     epivi.CANDI.setup_anndata(data, split_key="split", validation_chroms=[], test_chroms=tests)
-    model = epivi.CANDI(data, size=size, n_bins=WINDOW, locus_prior=use_prior, seed=seed, **NETWORK | options)
+    model = epivi.CANDI(
+        data,
+        size=size,
+        n_bins=WINDOW,
+        locus_prior=use_prior,
+        seed=seed,
+        **NETWORK | {"swap_rate": SWAP_RATE[use_prior]} | options,
+    )
     start = time.process_time()
     model.train(max_epochs=EPOCHS, plan_kwargs={"lr": LEARNING_RATE}, accelerator="cpu", **QUIET)
     spent = time.process_time() - start
@@ -87,10 +96,9 @@ def main() -> int:
     place = chosen.out / "candi"
     place.mkdir(parents=True, exist_ok=True)
     rows: Rows = []
-    for cell in chosen.cells:
-        fold = Fold(adata, cell)
-        for seed in range(chosen.seeds):
-            rows += run_fold(adata, fold, seed, place, chosen.methods)
+    for seed in range(chosen.seeds):
+        for cell in chosen.cells:
+            rows += run_fold(adata, Fold(adata, cell), seed, place, chosen.methods)
     write(pd.DataFrame(rows), chosen.out)
     return 0
 

@@ -47,7 +47,15 @@ KEPT = 0.25
 YEAST_TESTS = ("chrV", "chrX", "chrXVI")
 RIBOSOMAL = ("chrXII", 450_000, 492_000)
 BIN_BP, END_BP = 50, 20_000
-DNA_NETWORK = {"n_bins": 160, "n_stages": 2, "expansion": 6, "n_heads": 4, "n_layers": 1, "n_features": 12, "pre_norm": True}
+DNA_NETWORK = {
+    "n_bins": 160,
+    "n_stages": 2,
+    "expansion": 6,
+    "n_heads": 4,
+    "n_layers": 1,
+    "n_features": 12,
+    "pre_norm": True,
+}
 YEAST_EPOCHS, YEAST_RATE = 12, 3e-3
 
 
@@ -310,7 +318,9 @@ def claims(k562: list[dict[str, Scores]], yeast: list[dict[str, Scores]]) -> lis
         at_most("K562: NLL, CANDI - Poisson with scaled means", gap(k562, "NLL", CANDI, SCALED), 0.0),
         at_most("K562: NLL, CANDI - Poisson regression", gap(k562, "NLL", CANDI, REGRESSION), 0.0),
         at_least("K562: r with the full counts, denoised - thinned", gap(k562, "r, full counts", CANDI, THINNED), 0.0),
-        at_least("K562: r with reads left out, denoised - thinned", gap(k562, "r, reads left out", CANDI, THINNED), 0.0),
+        at_least(
+            "K562: r with reads left out, denoised - thinned", gap(k562, "r, reads left out", CANDI, THINNED), 0.0
+        ),
         at_least("yeast: r, DNA on - DNA off", gap(yeast, "r", DNA_ON, DNA_OFF), 0.0),
         at_least("yeast: r, DNA on - GC content", gap(yeast, "r", DNA_ON, GC), 0.0),
         at_least("yeast: r on inner bins, DNA on - GC content", gap(yeast, "r, inner", DNA_ON, GC), 0.0),
@@ -333,7 +343,12 @@ def main() -> int:
         "r: correlation of log1p of means with log1p of counts.",
     )
     return finish(
-        "candi_real_counts", "CANDI on real counts", {K562: k562, YEAST: yeast}, claims(k562, yeast), chosen, notes=notes
+        "candi_real_counts",
+        "CANDI on real counts",
+        {K562: k562, YEAST: yeast},
+        claims(k562, yeast),
+        chosen,
+        notes=notes,
     )
 
 
