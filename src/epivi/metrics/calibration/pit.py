@@ -128,7 +128,7 @@ def gaussian_pit(values: ArrayLike, mean: ArrayLike, variance: ArrayLike) -> NDA
 
 
 def coverage(pit: ArrayLike, levels: ArrayLike = (0.5, 0.9, 0.95)) -> NDArray[np.float64]:
-    """Return the share of observations inside the central intervals of each level: |u - 1/2| <= level / 2.
+    """Return the share of observations inside the central intervals of each level: ``|u - 1/2| <= level / 2``.
 
     With the randomised PIT of counts this is the coverage of randomised intervals, which a calibrated prediction hits
     at every level.
@@ -203,7 +203,7 @@ def interval_coverage(observed: ArrayLike, lower: ArrayLike, upper: ArrayLike) -
 
 
 def pit_distance(pit: ArrayLike) -> float:
-    """Return the Kolmogorov distance of the PIT from the uniform law, sup |F_n(u) - u|: 0 is calibrated.
+    """Return the Kolmogorov distance of the PIT from the uniform law, ``sup |F_n(u) - u|``: 0 is calibrated.
 
     Raises
     ------
