@@ -52,7 +52,7 @@ RIBOSOMAL = ("chrXII", 450_000, 492_000)
 BIN_BP, END_BP = 50, 20_000
 SHAPE = {"n_bins": 160, "n_stages": 2, "expansion": 8, "n_heads": 4, "n_layers": 1}
 DNA_NETWORK = {**SHAPE, "n_features": 12, "pre_norm": True, "hide_all_rate": 1.0, "thinning": (1,)}
-YEAST_EPOCHS, YEAST_RATE = {DNA_ON: 10, DNA_OFF: 2}, 3e-3
+YEAST_EPOCHS, YEAST_RATE = {DNA_ON: 10, DNA_OFF: 4}, 3e-3
 
 
 def folder() -> Path:

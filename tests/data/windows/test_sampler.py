@@ -130,7 +130,7 @@ def test_paired_samples_are_two_biosamples_at_one_locus(n_rows, batch_size, seed
 
 def test_pairs_need_two_biosamples_and_no_other_order():
     windows = law(60)
-    with pytest.raises(ConfigError, match="two training biosamples"):
+    with pytest.raises(ConfigError, match="need two training biosamples"):
         WindowSampler([0], windows, 4, 0, paired=True)
     with pytest.raises(ConfigError, match="cannot be combined"):
         WindowSampler([0, 1], windows, 4, 0, paired=True, same_locus=True)

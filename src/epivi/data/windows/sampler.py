@@ -86,10 +86,10 @@ class WindowSampler:
             message = "There is no biosample to train on. Check the split of the biosamples."
             raise ConfigError(message)
         if paired and self.rows.size < MIN_PAIRED:
-            message = "Mixing needs two training biosamples or more; there is one. Train without mixup."
+            message = "mixup and swap_rate need two training biosamples or more; there is one. Leave them at 0."
             raise ConfigError(message)
         if paired and same_locus:
-            message = "same_locus=True and mixup cannot be combined: choose one."
+            message = "same_locus=True cannot be combined with mixup or swap_rate: choose one."
             raise ConfigError(message)
         self.windows = windows
         self.same_locus, self.paired = same_locus, paired

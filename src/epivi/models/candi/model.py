@@ -92,8 +92,9 @@ class CANDI(SetupMixin, EvaluationMixin, RankingMixin, ExportMixin, LatentMixin)
         Alpha of the Beta(alpha, alpha) law of weights with which training biosamples are mixed in pairs at the same
         locus: signals are averaged, reads drawn from both. It helps where there are few biosamples; 0 mixes none.
     swap_rate
-        Chance that, in training, an assay that is shown is that of another biosample at the same locus. Predictions
-        then lean on what assays agree about, and shrink where they do not; it helps where there are few biosamples.
+        Chance that, in training, an assay that is shown is that of another biosample at the same locus; the targets
+        stay the sample's own. Predictions then lean on what assays agree about, and shrink where they do not; it helps
+        to impute where there are few biosamples and no prior.
     hide_all_rate
         Share of samples that hide all their assays, so that the model learns to predict from the DNA or the prior.
     seed

@@ -138,7 +138,7 @@ class CandiModule(EpiModule):
         }
         if self.training and (rate := self.config.swap_rate):
             partner_b = partners(tensors[keys.BATCH_WINDOW])
-            swapped_ba = inputs["swapped"] = swap_assays(shown_ba, available_ba, partner_b, rate)
+            swapped_ba = swap_assays(shown_ba, available_ba, partner_b, rate)
             for name in ("values", "continuous", "categorical"):
                 own: Any = inputs[name]
                 is_swapped = swapped_ba[:, None] if name == "values" else swapped_ba[:, :, None]
@@ -146,7 +146,7 @@ class CandiModule(EpiModule):
         return inputs
 
     @auto_move_data
-    def inference(  # noqa: PLR0913, PLR0917
+    def inference(  # noqa: PLR0913
         self,
         values: Tensor,
         mask: Tensor,
@@ -156,7 +156,6 @@ class CandiModule(EpiModule):
         dna: Tensor | None = None,
         prior: Tensor | None = None,
         has_prior: Tensor | None = None,
-        swapped: Tensor | None = None,
         *,
         deterministic: bool = False,  # noqa: ARG002
     ) -> dict[str, Any]:
@@ -176,7 +175,7 @@ class CandiModule(EpiModule):
             has_prior,
             bin_mask_bl=mask_bl,
         )
-        found = {"z": z_btd, "mask": mask, "swapped": swapped, "bin_mask": mask_bl, "inputs": None}
+        found = {"z": z_btd, "mask": mask, "bin_mask": mask_bl, "inputs": None}
         if self.config.skip:
             found["inputs"] = self.network.inputs(values_bla, mask, prior, has_prior)
         return found
@@ -246,16 +245,15 @@ class CandiModule(EpiModule):
     ) -> LossOutput:
         """Return the sum (C7) of up to four terms, each the mean over its entries.
 
-        Imputation terms are over assays that were hidden, upsampling terms over those that the encoder was shown; those
-        shown of another biosample are in neither.
+        Imputation terms are over assays that were hidden, upsampling terms over those that the encoder was shown. The
+        target is always the sample's own track, of assays shown of another biosample too.
         """
-        shown_ba, swapped_ba = inference_outputs["mask"], inference_outputs["swapped"]
-        own_ba = shown_ba if swapped_ba is None else shown_ba * ~swapped_ba
+        shown_ba = inference_outputs["mask"]
         terms: dict[str, Tensor] = {}
         for kind in self.network.heads:
             available_ba = tensors[f"available_{kind}"]
             nll_bla = self.nll(tensors, generative_outputs["outputs"], kind)
-            for task, of_task_ba in (("imputation", 1.0 - shown_ba), ("upsampling", own_ba)):
+            for task, of_task_ba in (("imputation", 1.0 - shown_ba), ("upsampling", shown_ba)):
                 mask_bla = (available_ba * of_task_ba)[:, None, :] * tensors[keys.BATCH_BIN_MASK][:, :, None]
                 terms[f"{kind}_{task}"] = masked_mean(nll_bla, mask_bla)
         weights = self._weights(shown_ba, tensors[f"available_{self.input_kind}"])

@@ -12,8 +12,7 @@ from epivi import _validate
 from epivi._errors import ConfigError
 from epivi.data.windows import validation_windows
 from epivi.models.candi.outputs.prediction import Predictor
-from epivi.models.candi.outputs.request import RequestMixin
-from epivi.objectives.experiments import negative_binomial_moments
+from epivi.models.candi.outputs.prompt import PromptMixin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 HOW = ("retrospective", "prospective")
 
 
-class RankingMixin(RequestMixin):
+class RankingMixin(PromptMixin):
     """Ranking of experiments."""
 
     def rank_assays(  # noqa: PLR0913
@@ -36,7 +35,7 @@ class RankingMixin(RequestMixin):
         how: str = "retrospective",
         kind: str | None = None,
         n_windows: int = 256,
-        n_draws: int = 4,
+        n_draws: int = 8,
         adata: AnnData | None = None,
         batch_size: int = 32,
         seed: int = 0,
@@ -45,9 +44,9 @@ class RankingMixin(RequestMixin):
 
         ``"retrospective"``: where a candidate b and the target a were measured, the gain is
         :math:`\mathrm{NLL}_a(S) - \mathrm{NLL}_a(S \cup b)` in nats a bin. ``"prospective"``: where the assays S were
-        measured, whether b was or not, b is drawn from its predicted law, and the gain is
-        :math:`\mathrm{Var}_a(S) - E_b \mathrm{Var}_a(S \cup b)`. Gains are means over training biosamples and windows
-        of the validation chromosomes.
+        measured, whether b was or not, b is drawn from its predicted law, and the gain is the variance that its knowledge
+        would explain, :math:`\mathrm{Var}_b\, E_a(S \cup b)`, by the law of total variance the fall of the variance of a
+        that is to be expected. Gains are means over training biosamples and windows of the validation chromosomes.
 
         Parameters
         ----------
@@ -64,7 +63,7 @@ class RankingMixin(RequestMixin):
         n_windows
             Most windows (biosample, window) to look at, evenly spaced.
         n_draws
-            Draws of the candidate, of ``"prospective"``.
+            Draws of the candidate, of ``"prospective"``; at least two.
         adata, batch_size
             As in :meth:`impute`.
         seed
@@ -83,7 +82,7 @@ class RankingMixin(RequestMixin):
         self._check_if_trained(warn=True)
         _validate.check_choice(how, "how", HOW)
         _validate.check_number(n_windows, "n_windows", low=1, integer=True)
-        _validate.check_number(n_draws, "n_draws", low=1, integer=True)
+        _validate.check_number(n_draws, "n_draws", low=2, integer=True)
         names = self.assay_names
         candidates = [n for n in names if n != target and n not in available] if candidates is None else candidates
         for name in (target, *available, *candidates):
@@ -94,7 +93,8 @@ class RankingMixin(RequestMixin):
         kind = self.config.input if kind is None else kind
         _validate.check_choice(kind, "kind", list(self.module.network.heads))
         data, dataset = self._opened(adata)
-        predictor = Predictor(self.module, dataset, batch_size=batch_size)
+        prompt = self._prompt(self._unseen_covariates())
+        predictor = Predictor(self.module, dataset, batch_size=batch_size, prompt=prompt)
         held = self.genome_split.validation
         bins = held if len(held) and self._has_trained_bins(dataset) else dataset.experiments.runs
         found = dataset.experiments.available
@@ -180,14 +180,13 @@ class RankingMixin(RequestMixin):
         n_draws: int,
         seed: int,
     ) -> Iterator[np.ndarray]:
-        """Yield the expected fall of the variance of each window by showing one more assay, drawn from its law."""
+        """Yield the variance of the mean of each window over draws of one more assay, shown, from its law."""
         base, number, at, kind = question
         source = self.config.input
         rng = np.random.default_rng(seed)
         for batch in self._windows_of(predictor, items):
             outputs = predictor.decode(batch, predictor.encode(batch, self._shown(base)))
-            before_w = _window_mean(_variance(outputs, kind)[:, :, at], batch)
-            after_w = torch.zeros_like(before_w)
+            means = []
             for _ in range(n_draws):
                 drawn = dict(batch)
                 drawn[source] = batch[source].clone()
@@ -195,8 +194,8 @@ class RankingMixin(RequestMixin):
                 drawn[f"available_{source}"] = batch[f"available_{source}"].clone()
                 drawn[f"available_{source}"][:, number] = 1.0
                 shown = predictor.decode(drawn, predictor.encode(drawn, self._shown([*base, number])))
-                after_w += _window_mean(_variance(shown, kind)[:, :, at], batch) / n_draws
-            yield (before_w - after_w).cpu().numpy()
+                means.append(_mean(shown, kind)[:, :, at].double())
+            yield _window_mean(torch.stack(means).var(dim=0), batch).cpu().numpy()
 
 
 def _window_mean(values_bl: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -205,11 +204,9 @@ def _window_mean(values_bl: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     return (values_bl.double() * mask_bl).sum(1) / mask_bl.sum(1)
 
 
-def _variance(outputs: Any, kind: str) -> Tensor:
-    """Return the variance of the predicted laws, shape (b, l, a)."""
-    if kind == "counts":
-        return negative_binomial_moments(outputs.log_mean_bla, outputs.log_theta_bla)[1]
-    return outputs.variance_bla
+def _mean(outputs: Any, kind: str) -> Tensor:
+    """Return the mean of the predicted laws, shape (b, l, a)."""
+    return outputs.log_mean_bla.double().exp() if kind == "counts" else outputs.mean_bla
 
 
 def _draw(outputs: Any, kind: str, assay: int, rng: np.random.Generator) -> Tensor:
@@ -219,4 +216,4 @@ def _draw(outputs: Any, kind: str, assay: int, rng: np.random.Generator) -> Tens
         mean = outputs.log_mean_bla[:, :, assay].double().exp().cpu().numpy()
         return torch.from_numpy(rng.poisson(rng.gamma(theta, mean / theta)).astype(np.float32))
     center, spread = (getattr(outputs, name)[:, :, assay].cpu().numpy() for name in ("mean_bla", "variance_bla"))
-    return torch.from_numpy(np.maximum(rng.normal(center, np.sqrt(spread)), 0.0).astype(np.float32))
+    return torch.from_numpy(rng.normal(center, np.sqrt(spread)).astype(np.float32))
