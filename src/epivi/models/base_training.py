@@ -193,7 +193,7 @@ def _fit(model: EpiModel, plan: TrainingPlan, trainer: Trainer, loaders: Loaders
             trainer.fit(plan, datamodule=loaders)
     except NotFiniteLossError as error:
         where = _restore(model, plan, before)
-        names = [str(name) for name in model.adata.obs_names[error.rows[:5]]]
+        names = list(dict.fromkeys(str(name) for name in model.adata.obs_names[error.rows]))[:5]
         cells = f" The minibatch holds {len(error.rows)} cells, among them {names}." if names else ""
         message = (
             f"{error}{cells} Training stopped; {where}. "

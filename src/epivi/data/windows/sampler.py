@@ -107,7 +107,8 @@ class WindowSampler:
         if paired:
             n_all = max(n_all // 2, 1)
             self.batch_size = max(self.batch_size // 2, 1) * 2
-        self._n_drawn = n_all // world_size
+        # drawn in any number of processes, so that these divide what one process visits
+        self._n_all, self._n_drawn = n_all, n_all // world_size
         if self._n_drawn == 0:
             message = (
                 f"{n_all} {'loci' if same_locus else 'windows'} for {world_size} processes are too few. Train on more, "
@@ -136,11 +137,11 @@ class WindowSampler:
         if self.same_locus:
             rows = np.tile(self.rows, (self._n_drawn, 1))
             return list(np.stack([rows, np.broadcast_to(starts[mine][:, None], rows.shape)], axis=-1))
-        pairs = rng.choice(starts.size * self.rows.size, size=n_all, replace=False)
+        pairs = rng.choice(starts.size * self.rows.size, size=self._n_all, replace=False)
         own, first = pairs % self.rows.size, starts[pairs // self.rows.size]
         items = np.stack([self.rows[own], first], axis=1)
         if self.paired:
-            other = (own + rng.integers(1, self.rows.size, size=n_all)) % self.rows.size
+            other = (own + rng.integers(1, self.rows.size, size=self._n_all)) % self.rows.size
             items = np.stack([items, np.stack([self.rows[other], first], axis=1)], axis=1)
         items = items[mine].reshape(-1, 2)
         return np.split(items, np.arange(1, self.n_batches) * self.batch_size)

@@ -44,9 +44,9 @@ class RankingMixin(PromptMixin):
 
         ``"retrospective"``: where a candidate b and the target a were measured, the gain is
         :math:`\mathrm{NLL}_a(S) - \mathrm{NLL}_a(S \cup b)` in nats a bin. ``"prospective"``: where the assays S were
-        measured, whether b was or not, b is drawn from its predicted law, and the gain is the variance that its knowledge
-        would explain, :math:`\mathrm{Var}_b\, E_a(S \cup b)`, by the law of total variance the fall of the variance of a
-        that is to be expected. Gains are means over training biosamples and windows of the validation chromosomes.
+        measured, whether b was or not, b is drawn from its predicted law, and the gain is the variance that knowing it
+        would explain, :math:`\mathrm{Var}_b\, E_a(S \cup b)`: by the law of total variance the fall of the variance of
+        a that is to be expected. Gains are means over training biosamples and windows of the validation chromosomes.
 
         Parameters
         ----------
