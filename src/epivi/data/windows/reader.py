@@ -414,9 +414,10 @@ def fingerprint(adata: AnnData, state: Mapping[str, Any]) -> str:
             shown = part[found.indexer[at]].astype(np.float32) * 1
             shown[~found.available[kind][row, at]] = 0
             digest.update(np.ascontiguousarray(shown).tobytes())
-    tracks = [(found.dna, found.runs.bin_size_bp), (None if found.prior is None else found.prior.T, 1)]
-    for track, width in tracks:
-        if track is not None:
-            for low, high in zip(first * width, stop * width, strict=True):
-                digest.update(np.ascontiguousarray(in_memory(track[low:high])).tobytes())
+    width = found.runs.bin_size_bp
+    for low, high in zip(first.tolist(), stop.tolist(), strict=True):
+        if found.dna is not None:
+            digest.update(np.ascontiguousarray(in_memory(found.dna[low * width : high * width])).tobytes())
+        if found.prior is not None:
+            digest.update(np.ascontiguousarray(in_memory(found.prior[:, low:high])).tobytes())
     return digest.hexdigest()
