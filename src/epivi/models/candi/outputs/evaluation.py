@@ -274,7 +274,7 @@ class EvaluationMixin(TracksMixin):
 
     def _observed(self, request: Request, batch_size: int) -> Iterator[Observed]:
         """Yield each target with its observed values and predicted laws, chromosome runs joined."""
-        parts = list(self._stretches(request, self._unseen_covariates(), batch_size))
+        parts = list(self._stretches(request, None, batch_size))
         joined = Stretch(
             parts[0].first,
             {name: np.concatenate([part.parameters[name] for part in parts], axis=1) for name in parts[0].parameters},

@@ -43,6 +43,8 @@ class Request(NamedTuple):
         What comes out, one row each.
     runs
         Bins.
+    is_left_out
+        Whether measured tracks are predicted from the others.
     """
 
     data: AnnData
@@ -50,6 +52,7 @@ class Request(NamedTuple):
     jobs: list[Job]
     targets: list[Target]
     runs: Runs
+    is_left_out: bool
 
     def by_biosample(self) -> list[Request]:
         """Return the parts of the request, one for each biosample."""
@@ -112,7 +115,7 @@ class RequestMixin(ExperimentsMixin):
                 else "impute() predicts assays that were not measured."
             )
             raise ConfigError(message)
-        return Request(data, dataset, jobs, targets, region_runs(found.runs, region))
+        return Request(data, dataset, jobs, targets, region_runs(found.runs, region), kind == "left out")
 
 
 def run_of(runs: Runs, at: int) -> Run:

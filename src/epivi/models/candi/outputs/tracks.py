@@ -91,8 +91,6 @@ class TracksMixin(PromptMixin):
         track and layer: :meth:`export_bigwig` streams.
         """
         request = self._request(adata, region, assays, biosamples, kind="left out" if leave_one_out else "missing")
-        if leave_one_out:
-            covariates = self._unseen_covariates() | dict(covariates or {})
         return self._predict(request, covariates, interval, threshold, original_scale, batch_size)
 
     def denoise(  # noqa: PLR0913
@@ -209,7 +207,8 @@ class TracksMixin(PromptMixin):
     def _stretches(self, request: Request, covariates: Mapping[str, Any] | None, batch_size: int) -> Iterator[Stretch]:
         """Check what was asked for, and return the parameters of the predicted laws, stretch by stretch."""
         self._check_if_trained(warn=True)
-        prompt = self._prompt(covariates)
+        given = self._unseen_covariates() if request.is_left_out else {}
+        prompt = self._prompt(given | dict(covariates or {}))
         predictor = Predictor(self.module, request.dataset, batch_size=batch_size, prompt=prompt)
         whole = request.dataset.experiments.runs
         return itertools.chain.from_iterable(
