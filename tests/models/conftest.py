@@ -10,13 +10,13 @@ QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "logger": False}
 ATAC = {"n_fg": 200, "n_bg": 120, "median": 80, "clip": (20, 300), "log_sd": 0.5}
 
 
-THREADS = torch.get_num_threads()
-
-
 @pytest.fixture(autouse=True)
 def threads_of_torch():
-    """The first parallel kernel of numba sets the threads of OpenMP, those of torch with them, to all cores."""
-    torch.set_num_threads(THREADS)
+    """One thread: small arrays gain nothing from more, and a busy machine loses much.
+
+    The first parallel kernel of numba sets the threads of OpenMP, those of torch with them, to all cores.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
