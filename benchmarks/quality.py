@@ -2,6 +2,7 @@
 
     uv run python benchmarks/quality.py snareseq_mouse_cortex --seeds 3
     uv run python benchmarks/quality.py preissl2018_forebrain_atac --seeds 5
+    uv run python benchmarks/quality.py candi --seeds 3
 
 Each method and seed is run once and kept as JSON under ``results/quality``; delete a file to run it again.
 The data are found through EPIVI_TEST_DATA (default ../shared/data).
@@ -234,6 +235,11 @@ class Accessibility:
 
 def main() -> int:
     """Run what is missing, print and write the table."""
+    if sys.argv[1:2] == ["candi"]:
+        # other data, other scores: a script of its own, here under the same command
+        from quality_candi import main as candi
+
+        return candi(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=[*MULTIOMES, *ACCESSIBILITY])
     parser.add_argument("--seeds", type=int, default=3)

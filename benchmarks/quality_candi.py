@@ -1,6 +1,6 @@
 """CANDI on real histone marks: four cell types, five marks; one cell type is left out, one mark of it at a time hidden.
 
-    uv run python benchmarks/quality_candi.py --seeds 3
+    uv run python benchmarks/quality.py candi --seeds 3
 
 The test bins are those of chromosomes 16, 20, 21 and 22. Baselines: the average of the other cell types, least squares
 on the other four marks, and on marks and average; a plain dilated convolutional network with as many parameters as
@@ -80,14 +80,14 @@ def plain(fold: Fold, seed: int, *, use_prior: bool, like: Rows) -> Rows:
     ]
 
 
-def main() -> int:
-    """Run what is missing, print and write the table."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is missing, print and write the table; ``arguments`` are those of the command line if ``None``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", help="only methods whose name this regular expression finds")
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS))
     parser.add_argument("--out", type=Path, default=Path("results/quality"))
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     quiet(1)
     if not folder().is_dir():
         print(f"test data not found: set EPIVI_TEST_DATA (missing {folder()})", file=sys.stderr)
