@@ -117,5 +117,7 @@ def test_a_fingerprint_tells_data_choices_and_arguments_apart(make, simulated):
 
 
 def test_an_unknown_batch_size_of_inference_is_refused(make):
+    model = make()
+    model.is_trained_ = True
     with pytest.raises(ConfigError, match="batch_size"):
-        make().get_elbo(batch_size=0)
+        model.get_elbo(batch_size=0)

@@ -118,7 +118,7 @@ def test_early_stopping_stops_and_restores_the_best_weights(make, simulated, fit
 
 
 def test_without_early_stopping_the_last_weights_stay(make, simulated, fit, same_weights):
-    options = {"lr": 0.05, "plan_kwargs": NO_CYCLE, "train_size": 0.5, "early_stopping": False}
+    options = {"lr": 0.3, "plan_kwargs": NO_CYCLE, "train_size": 0.5, "early_stopping": False}
     model = fit(make(), 6, **options)
     values = model.history["reconstruction_loss_validation"].to_numpy().ravel()
     assert len(values) == 6
