@@ -178,6 +178,12 @@ class EpiModel(SavingMixin):
 
     def fingerprint(self, config: TrainingConfig) -> dict[str, Any]:
         """Return what must agree for a run to be resumed: model, data and training arguments."""
+        arguments = {key: getattr(config, key) for key in config.__dataclass_fields__}
+        model = {"model": type(self).__name__, "model_seed": self.seed, "config": self.config.summary()}
+        return model | {"data": self._data_fingerprint()} | arguments
+
+    def _data_fingerprint(self) -> str:
+        """Return a SHA-256 of names and values of the data."""
         names = np.concatenate([np.asarray(self.adata.obs_names, dtype=str), np.asarray(self.feature_names, dtype=str)])
         digest = sha256("\n".join(names).encode())
         dataset = self.adata_manager.create_torch_dataset()
@@ -185,14 +191,17 @@ class EpiModel(SavingMixin):
             rows = dataset[np.arange(start, min(start + ROWS_AT_ONCE, self.adata.n_obs))]
             for key in sorted(rows):
                 digest.update(rows[key].numpy().data)
-        arguments = {key: getattr(config, key) for key in config.__dataclass_fields__}
-        model = {"model": type(self).__name__, "model_seed": self.seed, "config": self.config.summary()}
-        return model | {"data": digest.hexdigest()} | arguments
+        return digest.hexdigest()
 
     @property
     def feature_names(self) -> np.ndarray:  # type: ignore[override]
         """Names of the features that the model reads, in the trained order."""
         return np.asarray(self._field_state(REGISTRY_KEYS.X_KEY)["column_names"])
+
+    def _described(self, **parts: Any) -> str:
+        """Return the name of the model, what is told of it, and the number of its parameters."""
+        parts["parameters"] = f"{sum(p.numel() for p in self.module.parameters()):,}"
+        return f"{type(self).__name__} with " + ", ".join(f"{key}: {value}" for key, value in parts.items())
 
     def _field_state(self, key: str) -> Mapping[str, Any]:
         """Return what a field registered about the trained data."""

@@ -85,7 +85,7 @@ def test_states_survive_checkpoints_and_the_manager(adata):
     assert moved["moments"] == state["moments"]
     assert a.view_state_registry(state) is None
     a.validate_field(adata)
-    assert len(a.make_dataset(adata, moved, L)) == 5
+    assert len(WindowDataset(adata, moved, L)) == 5
 
 
 def test_keys_that_are_not_there_are_not_used(make):

@@ -232,9 +232,9 @@ def test_fingerprints_see_every_part(make):
     def sha(change, **keys):
         adata = make()
         change(adata)
-        field = ExperimentsField(ExperimentKeys(**keys))
-        assert field.fingerprint(adata) == field.fingerprint(adata)
-        return field.fingerprint(adata)
+        state = ExperimentsField(ExperimentKeys(**keys)).register_field(adata)
+        assert fingerprint(adata, state) == fingerprint(adata, state)
+        return fingerprint(adata, state)
 
     def bins(adata):
         adata.uns["bins"].loc[47:, ["start", "end"]] += 5

@@ -38,7 +38,7 @@ from epivi.data.windows._covariates import (
 )
 from epivi.data.windows._dna import check_dna, read_fasta
 from epivi.data.windows.keys import ExperimentKeys
-from epivi.data.windows.reader import COUNTS, KINDS, SIGNAL, WindowDataset, fingerprint
+from epivi.data.windows.reader import COUNTS, KINDS, SIGNAL
 from epivi.data.windows.regions import Runs, check_chromosomes, runs
 
 if TYPE_CHECKING:
@@ -187,38 +187,6 @@ class ExperimentsField(BaseAnnDataField):
         current = self._current(adata_target, found, state_registry, indexer, (numbers, levels, depth_ba))
         self._scan(adata_target, found, np.ones(adata_target.n_obs, dtype=bool), np.ones_like(depth_ba))
         return dict(state_registry) | current
-
-    def fingerprint(self, adata: AnnData) -> str:
-        """Return a SHA-256 of names, bins, availability, covariates and samples of the values of an object."""
-        found = self._find(adata)
-        numbers = read_numbers(adata, self._continuous(adata), found.any_ba, where=self.where)
-        levels = read_levels(adata, self._categorical(adata), found.any_ba, where=self.where)
-        depth_ba = read_depth(adata, found.keys["depth"], found.any_ba, where=self.where)
-        n_assays = adata.n_vars
-        state: dict[str, Any] = {
-            "column_names": np.asarray(adata.var_names, dtype=np.str_),
-            "biosamples": {"train": []},
-            "trained": {kind: np.zeros((1, n_assays), dtype=bool) for kind in found.available},
-            "kinds": list(found.available),
-            "continuous": list(numbers),
-            "categories": {name: level.names for name, level in levels.items()},
-            "seen": {name: level.names for name, level in levels.items()},
-            "depth_ref": np.ones(n_assays),
-        }
-        state |= self._current(adata, found, state, np.arange(n_assays), (numbers, levels, depth_ba))
-        return fingerprint(adata, state)
-
-    def make_dataset(
-        self,
-        adata: AnnData,
-        state: Mapping[str, Any],
-        window: int,
-        *,
-        dna: bool | None = None,
-        prior: str | None = None,
-    ) -> WindowDataset:
-        """Return the dataset of windows of data that were registered, see :class:`WindowDataset`."""
-        return WindowDataset(adata, state, window, dna=dna, prior=prior)
 
     def get_summary_stats(self, state_registry: dict) -> dict:
         """Return the numbers of biosamples, assays and covariates."""

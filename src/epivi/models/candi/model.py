@@ -202,9 +202,8 @@ class CANDI(SetupMixin, EvaluationMixin, RankingMixin, ExportMixin, LatentMixin)
             "window": f"{self.config.n_bins} bins of {self.config.bin_size_bp} bp",
             "head": self.config.head,
             "locus_prior": self.config.locus_prior,
-            "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
         }
-        return f"{type(self).__name__} with " + ", ".join(f"{key}: {value}" for key, value in parts.items())
+        return self._described(**parts)
 
     def train(
         self,
@@ -282,11 +281,12 @@ class CANDI(SetupMixin, EvaluationMixin, RankingMixin, ExportMixin, LatentMixin)
         )
 
     def fingerprint(self, config: TrainingConfig) -> dict[str, Any]:
-        """Return what must agree for a run to be resumed."""
-        arguments = {key: getattr(config, key) for key in config.__dataclass_fields__}
-        model = {"model": type(self).__name__, "model_seed": self.seed, "config": self.config.summary()}
+        """Return what must agree for a run to be resumed: which windows are drawn too."""
         sampling = {key: _written(value) for key, value in self._sampling._asdict().items()}
-        return model | {"data": fingerprint(self.adata, self._data_state(self.adata))} | arguments | sampling
+        return super().fingerprint(config) | sampling
+
+    def _data_fingerprint(self) -> str:
+        return fingerprint(self.adata, self._data_state(self.adata))
 
 
 def _written(value: Any) -> str:

@@ -164,6 +164,7 @@ class CandiModule(EpiModule):
         Dropout of the transformer is the only noise; the latent itself is not drawn.
         """
         values_bla = self.transformed(values)
+        inputs_blc = self.network.inputs(values_bla, mask, prior, has_prior)
         mask_bl = None if bool(bin_mask.all()) else bin_mask
         z_btd = self.network.encode(
             values_bla,
@@ -173,12 +174,12 @@ class CandiModule(EpiModule):
             dna,
             prior,
             has_prior,
+            inputs_blc=inputs_blc,
             bin_mask_bl=mask_bl,
         )
-        found = {"z": z_btd, "mask": mask, "bin_mask": mask_bl, "inputs": None}
-        if self.config.skip:
-            found["inputs"] = self.network.inputs(values_bla, mask, prior, has_prior)
-        return found
+        # they enter again before the heads
+        kept = inputs_blc if self.config.skip else None
+        return {"z": z_btd, "mask": mask, "bin_mask": mask_bl, "inputs": kept}
 
     def _get_generative_input(
         self,

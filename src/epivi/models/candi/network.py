@@ -228,7 +228,7 @@ class CandiNetwork(nn.Module):
         parts |= {f"head_{name}": part for name, part in self.heads.items()}
         return {name: 0 if part is None else sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
-    def encode(
+    def encode(  # noqa: PLR0913
         self,
         values_bla: Tensor,
         mask_ba: Tensor,
@@ -238,6 +238,7 @@ class CandiNetwork(nn.Module):
         prior_bla: Tensor | None = None,
         has_prior_ba: Tensor | None = None,
         *,
+        inputs_blc: Tensor | None = None,
         bin_mask_bl: Tensor | None = None,
     ) -> Tensor:
         """Return the latent positions Z, shape (b, t, d) (C2, C3).
@@ -254,6 +255,8 @@ class CandiNetwork(nn.Module):
             Codes 0-3 (ACGT) and 4.
         prior_bla, has_prior_ba
             Mean of each assay over other biosamples and whether there is one.
+        inputs_blc
+            What :meth:`inputs` returned for these values; made here if ``None``.
         bin_mask_bl
             False for bins beyond the end of a short run: the window then acts as if it ended there, exactly so if the
             run is a multiple of 2^n bins. ``None``: all are real.
@@ -264,7 +267,8 @@ class CandiNetwork(nn.Module):
             If the DNA or the prior is missing, or the bins are not a multiple of 2^n.
         """
         masks = self._masks(bin_mask_bl)
-        inputs_blc = self.inputs(values_bla, mask_ba, prior_bla, has_prior_ba)
+        if inputs_blc is None:
+            inputs_blc = self.inputs(values_bla, mask_ba, prior_bla, has_prior_ba)
         h_btd = self.signal_tower(inputs_blc, None if masks is None else masks[0])
         h_btd = self.fusion(h_btd, self.covariates(continuous_bak, categorical_bak, mask_ba))
         if self.dna_tower is not None and self.dna_fusion is not None:

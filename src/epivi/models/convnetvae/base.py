@@ -77,9 +77,8 @@ class TracksModel(TracksOutputsMixin, QueryMixin, EpiModel):
             "likelihood": self.config.likelihood,
             "modality_dropout_rate": self.config.modality_dropout_rate,
             "batches": self.summary_stats.n_batch,
-            "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
         }
-        return f"{type(self).__name__} with " + ", ".join(f"{key}: {value}" for key, value in parts.items())
+        return self._described(**parts)
 
     @classmethod
     def setup_anndata(

@@ -198,9 +198,8 @@ class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
             "n_latent": self.config.n_latent,
             "batches": self.summary_stats.n_batch,
             "open_weight": round(float(self.module.open_weight), 2),
-            "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
         }
-        return f"{type(self).__name__} with " + ", ".join(f"{key}: {value}" for key, value in parts.items())
+        return self._described(**parts)
 
     @classmethod
     def setup_anndata(

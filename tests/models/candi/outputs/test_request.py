@@ -6,7 +6,8 @@ import pytest
 
 from epivi._errors import ConfigError, DataError
 from epivi.data.windows import runs
-from epivi.models.candi.outputs.request import bin_names, bins_table, places, region_runs, run_of
+from epivi.models.candi.outputs.request import bins_table, places, region_runs, run_of
+from epivi.pp import peak_names
 
 
 @pytest.fixture
@@ -62,11 +63,11 @@ def test_bins_have_names(found):
     assert len(table) == 190
     assert table.index[[0, 99, 100, 150]].tolist() == ["chr1:0-10", "chr1:990-1000", "chr1:1500-1510", "chr2:0-10"]
     assert (table["end"] - table["start"] == 10).all()
-    assert bin_names(table).equals(table.index)
+    assert peak_names(table).equals(table.index)
 
 
 def asked(model, kind, **named):
-    request = model._request(None, "chr3", named.get("assays"), named.get("biosamples"), kind=kind)
+    request = model._request(model._opened(None), "chr3", named.get("assays"), named.get("biosamples"), kind=kind)
     return request, [(target.row, target.assay) for target in request.targets]
 
 

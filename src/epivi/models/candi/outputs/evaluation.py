@@ -230,7 +230,7 @@ class EvaluationMixin(TracksMixin):
         -----
         Memory is that of :meth:`evaluate`. An assay that was not measured keeps its laws as they are.
         """
-        data, dataset = self._opened(adata)
+        data, dataset = opened = self._opened(adata)
         if region is None:
             region = self.genome_split.validation
             if not len(region) or not self._has_trained_bins(dataset):
@@ -238,7 +238,7 @@ class EvaluationMixin(TracksMixin):
                 raise ConfigError(message)
         if biosamples is None:
             biosamples = self._learned_from(data, adata)
-        request = self._request(adata, region, None, biosamples, kind="left out")
+        request = self._request(opened, region, None, biosamples, kind="left out")
         pits = self._pits(request, batch_size, np.random.default_rng(seed), is_corrected=False)
         knots = self.module.recalibration_knots.double().cpu().numpy()
         heads = list(self.module.network.heads)
@@ -252,7 +252,7 @@ class EvaluationMixin(TracksMixin):
         self, adata: AnnData | None, region: Any, assays: Any, biosamples: Sequence[str] | str | None
     ) -> Request:
         """Return the request of all measured tracks, by default of test biosamples on bins that are held out."""
-        data, dataset = self._opened(adata)
+        data, dataset = opened = self._opened(adata)
         split = self.genome_split
         held = split.test if len(split.test) else split.validation
         if region is None and len(held) and self._has_trained_bins(dataset):
@@ -260,7 +260,7 @@ class EvaluationMixin(TracksMixin):
         if biosamples is None:
             tested = [name for name in self.state["biosamples"]["test"] if name in data.obs_names]
             biosamples = [str(name) for name in tested] or None
-        return self._request(adata, region, assays, biosamples, kind="left out")
+        return self._request(opened, region, assays, biosamples, kind="left out")
 
     def _share_of_training_bins(self, request: Request) -> float:
         """Return which share of the bins asked for the model was trained on, by their coordinates."""

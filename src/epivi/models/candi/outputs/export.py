@@ -85,7 +85,7 @@ class ExportMixin(TracksMixin):
             _validate.check_choice(name, "what", self._layers())
         check_interval(interval)
         kind = "left out" if leave_one_out else "all"
-        whole = self._request(adata, region, assays, biosamples, kind=kind)
+        whole = self._request(self._opened(adata), region, assays, biosamples, kind=kind)
         parts = whole.by_biosample()
         stretches = [self._stretches(part, covariates, batch_size) for part in parts]
         paths = [self._paths(Path(folder), part, what) for part in parts]

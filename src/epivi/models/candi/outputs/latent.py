@@ -10,7 +10,8 @@ import pandas as pd
 from epivi._errors import ConfigError
 from epivi._keys import VAR_CHROM, VAR_END, VAR_START
 from epivi.models.candi.outputs.prediction import Predictor
-from epivi.models.candi.outputs.request import RequestMixin, bin_names
+from epivi.models.candi.outputs.request import RequestMixin
+from epivi.pp import peak_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +82,7 @@ class LatentMixin(RequestMixin):
         if obs.empty:
             message = f"No latent position of {self.config.scale} bins has its middle in the region. Ask for more bins."
             raise ConfigError(message)
-        obs.index = obs["biosample"] + "|" + bin_names(obs)
+        obs.index = obs["biosample"] + "|" + peak_names(obs)
         return anndata.AnnData(np.concatenate(values), obs=obs)
 
 

@@ -30,17 +30,13 @@ class PromptMixin(RequestMixin):
         covariates = dict(covariates or {})
         numbers, levels = [str(name) for name in self.state["continuous"]], dict(self.state["categories"])
         known = [*numbers, *levels]
-        has_offset = self.module.config.has_depth_offset and "counts" in self.module.network.heads
-        if has_offset and DEPTH not in known:
+        if self._has_offset and DEPTH not in known:
             known.append(DEPTH)
         for name in covariates:
             if name not in known:
                 message = f"The model has no covariate '{name}'. {nearest(name, known) if known else 'It has none.'}"
                 raise ConfigError(message)
-        if DEPTH in covariates and COVERAGE in numbers and COVERAGE not in covariates:
-            # coverage depends on depth: what was measured holds no more
-            asked = covariates[DEPTH]
-            covariates[COVERAGE] = dict.fromkeys(asked) if isinstance(asked, Mapping) else None
+        self._forget_coverage(covariates)
         continuous, categorical, ratio = {}, {}, None
         for name, value in covariates.items():
             if name in levels:
@@ -53,6 +49,17 @@ class PromptMixin(RequestMixin):
             if name in numbers:
                 continuous[numbers.index(name)] = wanted
         return Prompt(continuous, categorical, ratio)
+
+    @property
+    def _has_offset(self) -> bool:
+        """Whether counts are predicted with the depth as a factor, be it a covariate or not."""
+        return self.config.has_depth_offset and "counts" in self.module.network.heads
+
+    def _forget_coverage(self, asked: dict[str, Any]) -> None:
+        """Make coverage unknown where another depth is asked for, unless it is given: it depends on depth."""
+        if DEPTH in asked and COVERAGE in self.state["continuous"] and COVERAGE not in asked:
+            depth = asked[DEPTH]
+            asked[COVERAGE] = dict.fromkeys(depth) if isinstance(depth, Mapping) else None
 
     def _unseen_covariates(self) -> dict[str, Any]:
         """Return the covariates with which tracks that were measured are predicted without them.
@@ -109,11 +116,10 @@ class PromptMixin(RequestMixin):
         for name, level in self.state["commonest"].items():
             # a level that no training experiment has is only the first of the list
             found[str(name)] = str(level) if len(self.state["seen"][name]) else None
-        if DEPTH not in found and self.module.config.has_depth_offset and "counts" in self.module.network.heads:
+        if DEPTH not in found and self._has_offset:
             reference = zip(self.assay_names, self.state["depth_ref"], strict=True)
             found[DEPTH] = {assay: None if np.isnan(depth) else float(depth) for assay, depth in reference}
-        if DEPTH in asked and COVERAGE in found and COVERAGE not in asked:
-            asked[COVERAGE] = dict.fromkeys(asked[DEPTH]) if isinstance(asked[DEPTH], Mapping) else None
+        self._forget_coverage(asked)
         for name, value in asked.items():
             typical = found.get(name)
             if isinstance(value, Mapping) and name in found:

@@ -13,6 +13,7 @@ from epivi._keys import VAR_CHROM, VAR_END, VAR_START
 from epivi.data.windows import Runs
 from epivi.models.candi.data import ExperimentsMixin
 from epivi.models.candi.outputs.prediction import Job
+from epivi.pp import peak_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,15 +86,15 @@ class RequestMixin(ExperimentsMixin):
 
     def _request(
         self,
-        adata: AnnData | None,
+        opened: tuple[AnnData, WindowDataset],
         region: Any,
         assays: Sequence[str] | str | None,
         biosamples: Sequence[str] | str | None,
         *,
         kind: str,
     ) -> Request:
-        """Return which tracks are predicted where: those missing, measured, left out one by one, or all."""
-        data, dataset = self._opened(adata)
+        """Return which tracks of opened data are predicted where: missing, measured, left out one by one, or all."""
+        data, dataset = opened
         numbers = places(assays, self.assay_names, what="assay")
         found = dataset.experiments
         any_ba = np.logical_or.reduce(list(found.available.values()))
@@ -185,11 +186,5 @@ def bins_table(runs: Runs) -> pd.DataFrame:
     start = np.concatenate([run.start_bp + width * np.arange(run.n_bins) for run in runs])
     chrom = pd.Categorical(np.repeat(runs.chrom, runs.n_bins))
     table = pd.DataFrame({VAR_CHROM: chrom, VAR_START: start, VAR_END: start + width})
-    table.index = bin_names(table)
+    table.index = peak_names(table)
     return table
-
-
-def bin_names(table: pd.DataFrame) -> pd.Index:
-    """Return ``chrom:start-end`` of each row."""
-    parts = zip(table[VAR_CHROM], table[VAR_START], table[VAR_END], strict=True)
-    return pd.Index([f"{chrom}:{start}-{end}" for chrom, start, end in parts])

@@ -90,7 +90,9 @@ class TracksMixin(PromptMixin):
         bin gets does not depend on the region asked for. The result is in memory as a whole, 4 bytes a bin for each
         track and layer: :meth:`export_bigwig` streams.
         """
-        request = self._request(adata, region, assays, biosamples, kind="left out" if leave_one_out else "missing")
+        request = self._request(
+            self._opened(adata), region, assays, biosamples, kind="left out" if leave_one_out else "missing"
+        )
         return self._predict(request, covariates, interval, threshold, original_scale, batch_size)
 
     def denoise(  # noqa: PLR0913
@@ -125,7 +127,7 @@ class TracksMixin(PromptMixin):
         ConfigError, DataError
             As :meth:`impute`.
         """
-        request = self._request(adata, region, assays, biosamples, kind="measured")
+        request = self._request(self._opened(adata), region, assays, biosamples, kind="measured")
         return self._predict(request, covariates, interval, threshold, original_scale, batch_size)
 
     def get_normalized_expression(
@@ -160,7 +162,7 @@ class TracksMixin(PromptMixin):
         ConfigError, DataError
             As :meth:`impute`.
         """
-        request = self._request(adata, region, assays, biosamples, kind="all")
+        request = self._request(self._opened(adata), region, assays, biosamples, kind="all")
         return self._predict(request, self._typical_covariates(covariates), interval, None, original_scale, batch_size)
 
     def _layers(self) -> list[str]:
