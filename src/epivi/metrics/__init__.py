@@ -22,13 +22,19 @@ from epivi.metrics.calibration import (
     pit_distance,
     randomised_pit,
 )
-from epivi.metrics.clusters import ClusterAgreement, cluster_agreement, subsample_scores
 from epivi.metrics.dice import DiceScore, dice, dice_depth_correlation, dice_specific
+from epivi.metrics.embedding.clusters import ClusterAgreement, cluster_agreement, subsample_scores
+from epivi.metrics.embedding.information import ConfounderInformation, confounder_information
+from epivi.metrics.embedding.leiden import LeidenPartition, leiden_fixed_k, leiden_sweep
+from epivi.metrics.embedding.neighbors import (
+    NeighborMixing,
+    knn_accuracy,
+    label_purity,
+    neighbor_mixing,
+    rare_type_purity,
+)
+from epivi.metrics.embedding.scores import cluster_scores
 from epivi.metrics.imputation import imputation_scores
-from epivi.metrics.information import ConfounderInformation, confounder_information
-from epivi.metrics.leiden import LeidenPartition, leiden_fixed_k, leiden_sweep
-from epivi.metrics.neighbors import NeighborMixing, knn_accuracy, label_purity, neighbor_mixing, rare_type_purity
-from epivi.metrics.scores import cluster_scores
 
 __all__ = [
     "ClusterAgreement",

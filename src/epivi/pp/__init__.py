@@ -13,8 +13,8 @@ from epivi.pp.features import (
     reads_to_fragments,
 )
 from epivi.pp.fragments import fragments
-from epivi.pp.genes import read_genes
-from epivi.pp.genome import (
+from epivi.pp.genome.genes import read_genes
+from epivi.pp.genome.regions import (
     chrom_sizes,
     natural_chromosome_order,
     overlaps,

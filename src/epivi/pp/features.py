@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from epivi._errors import ConfigError, DataError
 from epivi._keys import VAR_CHROM, VAR_END, VAR_START
 from epivi._validate import check_anndata, check_counts, check_key, check_number
-from epivi.pp.genome import _genome_order, _region_frame, overlaps, read_blacklist
+from epivi.pp.genome.regions import _genome_order, _region_frame, overlaps, read_blacklist
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ import numpy as np
 from epivi._errors import ConfigError, DataError
 from epivi._keys import OBS_N_FRAGMENTS, UNS_FRAGMENTS, VAR_CHROM, VAR_START
 from epivi._validate import _some, check_choice, check_number
-from epivi.pp.genome import (
+from epivi.pp.genome.regions import (
     _PRIMARY_BP,
     _lines,
     chrom_sizes,

@@ -7,6 +7,6 @@ from epivi.simulate.multiome import multiome
 from epivi.simulate.profiles import inclusion_probability
 from epivi.simulate.scatac import accessibility
 from epivi.simulate.settings import SETTINGS, standard
-from epivi.simulate.tracks import tracks
+from epivi.simulate.tracks.generator import tracks
 
 __all__ = ["SETTINGS", "accessibility", "bulk", "inclusion_probability", "multiome", "standard", "tracks"]

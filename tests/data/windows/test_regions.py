@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epivi._errors import ConfigError, DataError
-from epivi.data.grids import TrackGrid
+from epivi.data.tracks.grids import TrackGrid
 from epivi.data.windows import Run, Runs, runs, split_chromosomes, tile
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import epivi
-from epivi.data.grids import TrackGrid, TrackLayout
+from epivi.data.tracks.grids import TrackGrid, TrackLayout
 
 N, BINS = 60, 120
 MODALITIES = ["H3K27ac", "ATAC", "H3K27me3"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from epivi._errors import DataError
-from epivi.data.grids import TrackGrid, TrackLayout
+from epivi.data.tracks.grids import TrackGrid, TrackLayout
 from epivi.models.convnetvae.geometry import ConvGeometry
 
 

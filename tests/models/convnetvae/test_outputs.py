@@ -9,8 +9,8 @@ from scipy.special import logsumexp
 
 import epivi
 from epivi._errors import ConfigError, DataError
-from epivi.data.grids import TrackGrid
-from epivi.data.tracks_reader import TracksReader
+from epivi.data.tracks.grids import TrackGrid
+from epivi.data.tracks.reader import TracksReader
 
 CHANNELS = ["H3K27ac", "ATAC", "H3K27me3"]
 

@@ -13,7 +13,7 @@ from epivi._errors import ConfigError, DataError, nearest
 from epivi._keys import VAR_CHROM, VAR_END, VAR_START
 from epivi._validate import _some, check_key, check_number
 from epivi._validate_regions import parse_region
-from epivi.data.grids import TrackGrid
+from epivi.data.tracks.grids import TrackGrid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -164,15 +164,15 @@ def runs(bins: Any, *, where: str = "bins") -> Runs:
     ----------
     bins
         Table with the columns chrom, start, end (bp, 0-based, half-open), all bins of one width. A grid of tracks
-        (:class:`epivi.data.grids.TrackGrid`) is taken too.
+        (:class:`epivi.data.tracks.grids.TrackGrid`) is taken too.
     where
         How messages name it.
 
     Raises
     ------
     DataError
-        If it is no valid table of bins (see :meth:`epivi.data.grids.TrackGrid.from_frame`), or widths differ; the
-        first such bin is named.
+        If it is no valid table of bins (see :meth:`epivi.data.tracks.grids.TrackGrid.from_frame`), or widths differ;
+        the first such bin is named.
 
     Examples
     --------

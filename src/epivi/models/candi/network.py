@@ -17,7 +17,7 @@ from epivi._errors import ConfigError
 from epivi.models.candi.experiments import LITERAL, ExperimentEmbedding
 from epivi.models.candi.heads import CountHead, PaperCountHead, PaperSignalHead, SignalHead, prior_link
 from epivi.nn.attention import RelativeBias, RelativeKeyValue, SelfAttention, Transformer, TransformerLayer
-from epivi.nn.towers import DnaTower, SignalTower, UpTower, convolve, pool_mask
+from epivi.nn.conv.towers import DnaTower, SignalTower, UpTower, convolve, pool_mask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

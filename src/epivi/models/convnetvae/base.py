@@ -10,9 +10,9 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from epivi._keys import OBSM_TRACKS
-from epivi.data._tracks_checks import check_holder
-from epivi.data.grids import TrackLayout
-from epivi.data.tracks import IS_INCOMPLETE, N_MEASURED, TOTAL_COUNTS, MuDataTracksField, TracksField
+from epivi.data.tracks._checks import check_holder
+from epivi.data.tracks.field import IS_INCOMPLETE, N_MEASURED, TOTAL_COUNTS, MuDataTracksField, TracksField
+from epivi.data.tracks.grids import TrackLayout
 from epivi.models.base import EpiModel, model_seed, seeded_module
 from epivi.models.base_query import QueryMixin
 from epivi.models.base_setup import ObsKeys, check_transfer, register

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from epivi import _validate
 from epivi._errors import ConfigError
-from epivi.data.grids import BOUNDARIES
+from epivi.data.tracks.grids import BOUNDARIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

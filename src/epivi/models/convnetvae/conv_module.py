@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from epivi.models.convnetvae.module import ChannelGroup, TracksModule, linear_joined
-from epivi.nn.conv import ConvDecoder, ConvEncoder, Stem
+from epivi.nn.conv.layers import ConvDecoder, ConvEncoder, Stem
 from epivi.nn.mlp import GaussianHeads, dense_block
 from epivi.objectives.tracks import channels_of
 

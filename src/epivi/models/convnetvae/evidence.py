@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from torch import Tensor
 
-    from epivi.data.grids import TrackLayout
+    from epivi.data.tracks.grids import TrackLayout
 
 
 class EvidenceMixin(LikelihoodMixin):

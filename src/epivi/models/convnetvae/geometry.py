@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from epivi._errors import DataError
-from epivi.data.grids import nested, segments
-from epivi.nn.conv_layout import layer_lengths
+from epivi.data.tracks.grids import nested, segments
+from epivi.nn.conv.layout import layer_lengths
 
 if TYPE_CHECKING:
-    from epivi.data.grids import TrackGrid, TrackLayout
+    from epivi.data.tracks.grids import TrackGrid, TrackLayout
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from epivi import _validate
 from epivi._errors import ConfigError, DataError, nearest
 from epivi._keys import BATCH_MASK, OBSM_TRACKS_MEASURED
 from epivi._validate_regions import parse_region
-from epivi.data.grids import TrackGrid
+from epivi.data.tracks.grids import TrackGrid
 from epivi.models.base_latent import OBSERVED
 from epivi.models.convnetvae.evidence import EvidenceMixin
 

@@ -10,7 +10,7 @@ import numpy as np
 from epivi._errors import DataError
 from epivi._keys import VAR_CHROM, VAR_END, VAR_START
 from epivi._validate import _some, check_number
-from epivi.pp.genome import _PRIMARY_BP, chrom_sizes, natural_chromosome_order
+from epivi.pp.genome.regions import _PRIMARY_BP, chrom_sizes, natural_chromosome_order
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

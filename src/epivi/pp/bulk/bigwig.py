@@ -15,7 +15,7 @@ import numpy as np
 from epivi._errors import ConfigError, DataError, nearest, require
 from epivi._validate import _some, check_choice, check_number
 from epivi.pp.bulk._grid import Grid, bins_table, check_assembly, check_file, make_grid
-from epivi.pp.genome import chrom_sizes
+from epivi.pp.genome.regions import chrom_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

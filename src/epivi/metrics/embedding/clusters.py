@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from epivi._errors import ConfigError
-from epivi.metrics._graph import bisect, cell_graph, leiden
 from epivi.metrics._inputs import as_embedding, as_labels, package_version
-from epivi.metrics.leiden import LeidenPartition, check_count, check_resolutions, describe, leiden_fixed_k, score_rows
-from epivi.metrics.scores import cluster_scores
+from epivi.metrics.embedding._graph import bisect, cell_graph, leiden
+from epivi.metrics.embedding.leiden import (
+    LeidenPartition,
+    check_count,
+    check_resolutions,
+    describe,
+    leiden_fixed_k,
+    score_rows,
+)
+from epivi.metrics.embedding.scores import cluster_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

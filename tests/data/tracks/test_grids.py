@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epivi._errors import ConfigError, DataError
-from epivi.data.grids import TrackGrid, TrackLayout, nested, segments
+from epivi.data.tracks.grids import TrackGrid, TrackLayout, nested, segments
 from epivi.train._encoding import decode, encode
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from epivi._errors import ConfigError
-from epivi.nn.conv import ConvDecoder, ConvEncoder, Stem
+from epivi.nn.conv.layers import ConvDecoder, ConvEncoder, Stem
 
 # kernel, stride, segments, widths
 CASES = [

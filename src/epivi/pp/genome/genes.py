@@ -10,7 +10,7 @@ import numpy as np
 
 from epivi._errors import DataError
 from epivi._validate import check_choice
-from epivi.pp.genome import _lines, _position, _region_frame
+from epivi.pp.genome.regions import _lines, _position, _region_frame
 
 if TYPE_CHECKING:
     import pandas as pd

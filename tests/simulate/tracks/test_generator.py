@@ -7,8 +7,8 @@ import pytest
 from scipy import sparse, stats
 
 from epivi._errors import ConfigError, DataError
-from epivi.data.grids import TrackGrid, segments
-from epivi.data.tracks import MuDataTracksField, TracksField
+from epivi.data.tracks.field import MuDataTracksField, TracksField
+from epivi.data.tracks.grids import TrackGrid, segments
 from epivi.simulate import tracks
 from epivi.simulate._arguments import stream
 

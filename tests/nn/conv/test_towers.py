@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import avg_pool1d, conv1d, gelu, interpolate, max_pool1d, one_hot
 
 from epivi._errors import ConfigError
-from epivi.nn.towers import DnaTower, ResidualStage, SignalTower, SqueezeExcitation, UpStage, UpTower, convolve
+from epivi.nn.conv.towers import DnaTower, ResidualStage, SignalTower, SqueezeExcitation, UpStage, UpTower, convolve
 
 SEED = torch.Generator().manual_seed(0)
 

@@ -5,8 +5,8 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from epivi._errors import ConfigError
-from epivi.metrics import _graph
-from epivi.metrics._graph import cell_graph, leiden, nearest_neighbors
+from epivi.metrics.embedding import _graph
+from epivi.metrics.embedding._graph import cell_graph, leiden, nearest_neighbors
 
 
 def adjacency(graph, n):

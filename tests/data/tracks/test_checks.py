@@ -8,8 +8,8 @@ import pytest
 from scipy import sparse
 
 from epivi._errors import ConfigError, DataError
-from epivi.data._tracks_checks import check_stacked
-from epivi.data.tracks import MuDataTracksField, TracksField
+from epivi.data.tracks._checks import check_stacked
+from epivi.data.tracks.field import MuDataTracksField, TracksField
 
 N, C, L = 4, 2, 3
 COUNTS = np.arange(N * C * L, dtype=np.uint16).reshape(N, C, L) % 3

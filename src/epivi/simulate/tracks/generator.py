@@ -25,7 +25,7 @@ from epivi._keys import (
     VAR_START,
 )
 from epivi.simulate._arguments import check_integer, check_number, split_evenly, stream
-from epivi.simulate._tracks_setting import TracksSetting, tracks_setting
+from epivi.simulate.tracks._setting import TracksSetting, tracks_setting
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import conv1d, pad
 
 from epivi._errors import ConfigError, nearest
-from epivi.nn.conv_layout import (
+from epivi.nn.conv.layout import (
     Interleave,
     Runs,
     check_convolution,

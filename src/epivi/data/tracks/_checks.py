@@ -13,7 +13,7 @@ from scipy import sparse
 from epivi import _validate
 from epivi._errors import ConfigError, DataError, nearest
 from epivi._keys import UNS_FRAGMENTS
-from epivi.data.grids import TrackGrid, TrackLayout
+from epivi.data.tracks.grids import TrackGrid, TrackLayout
 from epivi.pp.features import peak_coordinates
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from epivi._errors import ConfigError, DataError
-from epivi.metrics._graph import nearest_neighbors
 from epivi.metrics._inputs import (
     Labels,
     as_embedding,
@@ -18,6 +17,7 @@ from epivi.metrics._inputs import (
     check_neighbors,
     package_version,
 )
+from epivi.metrics.embedding._graph import nearest_neighbors
 
 if TYPE_CHECKING:
     import pandas as pd

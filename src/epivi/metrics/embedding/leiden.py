@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from epivi._errors import ConfigError
-from epivi.metrics._graph import Partition, bisect, cell_graph, leiden
 from epivi.metrics._inputs import Labels, as_embedding, as_labels
-from epivi.metrics.scores import agreement, silhouette_pair
+from epivi.metrics.embedding._graph import Partition, bisect, cell_graph, leiden
+from epivi.metrics.embedding.scores import agreement, silhouette_pair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,8 @@ from scvi.data.fields import BaseAnnDataField
 from epivi import _validate
 from epivi._errors import DataError, nearest
 from epivi._keys import OBSM_TRACKS_MASK, OBSM_TRACKS_MEASURED
-from epivi.data._tracks_checks import (
+from epivi.data.sparse import SparseReader, modality_rows
+from epivi.data.tracks._checks import (
     channel_modalities,
     check_holder,
     check_mask,
@@ -24,9 +25,8 @@ from epivi.data._tracks_checks import (
     first_bad_count,
     match_channels,
 )
-from epivi.data.grids import TrackGrid, TrackLayout
-from epivi.data.sparse import SparseReader, modality_rows
-from epivi.data.tracks_reader import ModalitiesSource, RowSource, StackedSource, TracksReader, channel_bounds
+from epivi.data.tracks.grids import TrackGrid, TrackLayout
+from epivi.data.tracks.reader import ModalitiesSource, RowSource, StackedSource, TracksReader, channel_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from epivi._errors import DataError
 from epivi._keys import OBSM_TRACKS_MEASURED
 from epivi.data.sparse import SparseDataManager
-from epivi.data.tracks import MuDataTracksField, TracksField
-from epivi.data.tracks_reader import TracksReader, channel_bounds, dense_rows
+from epivi.data.tracks.field import MuDataTracksField, TracksField
+from epivi.data.tracks.reader import TracksReader, channel_bounds, dense_rows
 from epivi.models.base_saving import plain
 from epivi.simulate import tracks as simulate
 from epivi.train._encoding import decode, encode

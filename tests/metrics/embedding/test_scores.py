@@ -13,7 +13,7 @@ from sklearn.metrics import (
 
 from epivi._errors import DataError
 from epivi.metrics import cluster_scores
-from epivi.metrics.scores import silhouettes
+from epivi.metrics.embedding.scores import silhouettes
 
 
 def example(n=300, k=4, seed=0):

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epivi.nn import conv_layout
-from epivi.nn.conv import ConvEncoder
-from epivi.nn.conv_layout import (
+from epivi.nn.conv import layout as conv_layout
+from epivi.nn.conv.layers import ConvEncoder
+from epivi.nn.conv.layout import (
     Interleave,
     Runs,
     decoder_padding,

@@ -1,0 +1,1 @@
+"""Binned tracks of single cells: their grids, the registry field, and how rows are read."""

@@ -1,0 +1,1 @@
+"""Numbers about an embedding of cells: clusters, neighbours, and information about confounders."""

@@ -1,0 +1,1 @@
+"""Convolutions over tracks: layers, how lengths follow from kernels and strides, towers of residual blocks."""

@@ -1,0 +1,1 @@
+"""Regions and genes: chromosome tables, BED and GTF files, overlaps."""
