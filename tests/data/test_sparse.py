@@ -26,9 +26,17 @@ from torch.utils.data import DataLoader
 
 from epivi._errors import DataError
 from epivi.data.fields import MuDataPeaksField, PeaksField
-from epivi.data.sparse import BatchDataset, DenseReader, SparseDataManager, SparseReader, modality_rows
+from epivi.data.sparse import (
+    BatchDataset,
+    DenseReader,
+    SparseDataManager,
+    SparseReader,
+    modality_rows,
+    row_tensors,
+)
 
 N_CELLS, N_PEAKS = 12, 9
+PARTS = ("indptr", "indices", "values")
 ORDERS = [[0], [3, 1, 2], [11, 0, 5, 0, 11], list(range(N_CELLS)), [4, 4]]
 
 
@@ -67,9 +75,9 @@ def manager(data, *fields, source=None, paired=True):
     return found
 
 
-def dense(batch, n_peaks=N_PEAKS):
+def dense(batch, n_peaks=N_PEAKS, prefix="x"):
     """The rows of a batch as a dense matrix; the layout of compressed rows is checked on the way."""
-    indptr, indices, values = (batch[f"x_{name}"].numpy() for name in ("indptr", "indices", "values"))
+    indptr, indices, values = (batch[f"{prefix}_{name}"].numpy() for name in PARTS)
     assert (indptr.dtype, indices.dtype, values.dtype) == (np.int64, np.int64, np.float32)
     assert indptr[0] == 0
     assert indptr[-1] == indices.size == values.size
@@ -203,6 +211,22 @@ def test_a_dataset_joins_its_readers_and_tells_the_rows(counts_np):
     np.testing.assert_array_equal(dense(one), counts_np[[3]])
     same = dataset.__getitems__([5, 2])
     assert all(torch.equal(batch[key], same[key]) for key in batch)
+
+
+def test_a_second_modality_has_names_of_its_own(counts_np):
+    rna_np = counts_np[:, ::-1] + np.eye(N_CELLS, N_PEAKS, dtype=np.float32)
+    dataset = BatchDataset([SparseReader(counts_np), SparseReader(sparse.csr_matrix(rna_np), prefix="rna")], N_CELLS)
+    batch = dataset[[5, 2]]
+    assert set(batch) == {"rows", *(f"{part}_{name}" for part in ("x", "rna") for name in PARTS)}
+    np.testing.assert_array_equal(dense(batch), counts_np[[5, 2]])
+    np.testing.assert_array_equal(dense(batch, prefix="rna"), rna_np[[5, 2]])
+    # a prefix that begins with, or holds, the default one
+    part = sparse.csr_matrix(counts_np[:3])
+    for prefix in ("x", "xx", "x_rna", "matrix"):
+        tensors = row_tensors(part, prefix=prefix)
+        assert list(tensors) == [f"{prefix}_{name}" for name in PARTS]
+        np.testing.assert_array_equal(dense(tensors, prefix=prefix), counts_np[:3])
+    assert list(row_tensors(part)) == ["x_indptr", "x_indices", "x_values"]
 
 
 FIELDS = {

@@ -51,15 +51,25 @@ class SparseReader:
     row_map
         Row of ``matrix`` that holds each observation, for a modality of a MuData; -1 where there is none, which reads
         as an empty row. ``None`` where rows and observations agree.
+    prefix
+        What the names of the entries begin with, for a second modality: ``rna_indptr`` and so on.
     """
 
-    def __init__(self, matrix: Any, *, indexer: np.ndarray | None = None, row_map: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        matrix: Any,
+        *,
+        indexer: np.ndarray | None = None,
+        row_map: np.ndarray | None = None,
+        prefix: str = "x",
+    ) -> None:
         if sparse.issparse(matrix) and matrix.format != "csr":
             logger.info("The counts are stored as %s; rows are read from a copy stored as csr.", matrix.format)
             matrix = matrix.tocsr()
         self.matrix = matrix
         self.indexer = indexer
         self.row_map = row_map
+        self.prefix = prefix
         self.is_backed = not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray)
 
     def rows(self, rows: np.ndarray) -> sparse.csr_matrix:
@@ -90,23 +100,31 @@ class SparseReader:
         return part if inverse is None else part[inverse]
 
     def read(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Return ``x_indptr`` (b + 1), ``x_indices`` (o) and ``x_values`` (o)."""
-        return row_tensors(self.rows(rows))
+        """Return ``x_indptr`` (b + 1), ``x_indices`` (o) and ``x_values`` (o), with the reader's prefix for ``x``."""
+        return row_tensors(self.rows(rows), prefix=self.prefix)
 
 
-def row_tensors(part: sparse.csr_matrix) -> dict[str, Tensor]:
+def row_tensors(part: sparse.csr_matrix, *, prefix: str = "x") -> dict[str, Tensor]:
     """Return compressed rows as entries of the batch: ``x_indptr`` (b + 1), ``x_indices`` (o), ``x_values`` (o).
+
+    Parameters
+    ----------
+    part
+        Rows of the matrix.
+    prefix
+        What the names begin with in place of ``x``.
 
     Examples
     --------
     >>> {key: value.tolist() for key, value in row_tensors(sparse.csr_matrix([[0, 3], [0, 0]])).items()}
     {'x_indptr': [0, 1, 1], 'x_indices': [1], 'x_values': [3.0]}
     """
-    return {
-        BATCH_INDPTR: torch.from_numpy(part.indptr.astype(np.int64)),
-        BATCH_INDICES: torch.from_numpy(part.indices.astype(np.int64)),
-        BATCH_VALUES: torch.from_numpy(part.data.astype(np.float32)),
+    arrays = {
+        BATCH_INDPTR: part.indptr.astype(np.int64),
+        BATCH_INDICES: part.indices.astype(np.int64),
+        BATCH_VALUES: part.data.astype(np.float32),
     }
+    return {prefix + key.removeprefix("x"): torch.from_numpy(array) for key, array in arrays.items()}
 
 
 class DenseReader:

@@ -62,6 +62,56 @@ def split_cells(n_obs: int, train_size: float, validation_size: float | None, se
     return dict(zip(("train", "validation", "test"), (np.sort(part) for part in parts), strict=True))
 
 
+def split_groups(
+    group_n: np.ndarray, train_size: float, validation_size: float | None, seed: int
+) -> dict[str, np.ndarray]:
+    """Split observations into training, validation and test sets without tearing groups, such as donors, apart.
+
+    Groups come in random order; each goes to the training set while that is the nearer way to its share, then to the
+    validation set likewise, and else to the test set.
+
+    Parameters
+    ----------
+    group_n
+        Group of each observation.
+    train_size, validation_size, seed
+        As in :func:`split_cells`.
+
+    Returns
+    -------
+    Sorted row numbers under ``"train"``, ``"validation"`` and ``"test"``.
+
+    Raises
+    ------
+    ConfigError
+        If a share is outside its range, or there are fewer than two groups.
+
+    Examples
+    --------
+    >>> parts = split_groups(np.array(["a", "a", "b", "b"]), 0.5, None, 0)
+    >>> sorted(part.size for part in parts.values())
+    [0, 2, 2]
+    """
+    check_shares(train_size, validation_size)
+    names, code_n = np.unique(group_n, return_inverse=True)
+    if names.size < 2:
+        message = f"There is one group of observations, '{names[0]}': it cannot be split. Leave the key out."
+        raise ConfigError(message)
+    n = code_n.size
+    wanted = np.cumsum([train_size * n, (1.0 - train_size if validation_size is None else validation_size) * n])
+    order = np.random.default_rng([seed, 0x6709]).permutation(names.size)
+    sizes = np.bincount(code_n)[order]
+    middle = np.cumsum(sizes) - sizes / 2
+    part = np.searchsorted(wanted, middle)  # 0 training, 1 validation, 2 test
+    part[0] = 0
+    if validation_size is None or validation_size > 0:
+        part[-1] = max(part[-1], 1)
+    part_of_group = np.empty(names.size, dtype=int)
+    part_of_group[order] = part
+    found = (np.flatnonzero(part_of_group[code_n] == number) for number in range(3))
+    return dict(zip(("train", "validation", "test"), found, strict=True))
+
+
 class EpochSampler:
     """Minibatches of one epoch after the other, each a list of row numbers.
 

@@ -20,7 +20,7 @@ from epivi.data.fields import MuDataDepthField, MuDataPeaksField
 from epivi.data.sparse import modality_rows
 from epivi.data.splits import EpochSampler, NeighborSampler, StratifiedSampler
 from epivi.models.base import check_indices
-from epivi.models.base_setup import ObsKeys, check_transfer, register
+from epivi.models.base_setup import ObsKeys, check_transfer, modality_names, register
 from epivi.models.sailer.model import SAILER
 from epivi.models.sailer.setup import accessibility_fields, check_atac, chromosome_of_peak
 from epivi.models.sailerx.config import SailerxConfig
@@ -34,7 +34,6 @@ from epivi.models.sailerx.reference import (
     ReferenceField,
     ReferenceSource,
 )
-from epivi.models.sailerx.setup import modality_names
 from epivi.objectives.alignment import alignment_share
 
 if TYPE_CHECKING:

@@ -1,0 +1,166 @@
+"""The configuration of Expresser: every choice that shapes network and masking, checked once, and its named sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from epivi import _validate
+from epivi._errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DECODERS = ("expression", "encoder")
+BINNINGS = ("relative", "count")
+LIKELIHOODS = ("mse", "gaussian")
+BASELINES = ("none", "additive")
+REDUCTIONS = ("mean", "sum")
+HIGHEST_MASK_RATE = 0.5
+
+SIZES: dict[str, dict[str, Any]] = {
+    "test": {"width": 32, "n_layers": 2, "n_heads": 4, "n_hidden": 128, "n_bins": 10, "max_genes": 48},
+    "tutorial": {"width": 64, "n_layers": 3, "n_heads": 4, "n_hidden": 256, "n_bins": 50, "max_genes": 256},
+    "paper": {"width": 200, "n_layers": 12, "n_heads": 4, "n_hidden": 800, "n_bins": 50, "max_genes": 1100},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpresserConfig:
+    """Choices of an Expresser; the defaults are the size "tutorial".
+
+    Parameters
+    ----------
+    width, n_layers, n_heads, n_hidden
+        Width d, encoder layers N, heads h, and units of the feed-forward networks.
+    n_bins
+        Bins k of expression.
+    max_genes
+        Genes read of a cell in training; above them a hashed sample is taken. At inference all are read.
+    mask_rate
+        Share of the expressed genes of a cell that is hidden, at least one and never all.
+    dropout_rate
+        Share of values set to zero in training, of residual branches and hidden units; attention is never dropped.
+    decoder
+        "expression": values enter as values of the decoder's attention alone; "encoder": the ablation "without
+        decoder", where values are added to the tokens of the observed genes and hidden genes carry a mask token.
+    binning
+        "relative": equal intervals up to the cell's maximum; "count": counts 1, 2, 3, ... as they are.
+    leaky_normalization
+        Whether size factor and maximum are those of the whole cell, hidden genes included, as in the thesis.
+    likelihood
+        "mse": squared error; "gaussian": mean and variance, for intervals (beyond the thesis).
+    reduction
+        Whether the loss of a cell is the mean or the sum over its hidden genes.
+    baseline
+        What the network starts from: "none", or "additive": mean of the gene plus shift of the cell (beyond the
+        thesis); the network then learns what is left.
+    detection
+        Whether a head tells how probable it is that a gene is expressed at all (beyond the thesis).
+    checkpoint
+        Whether activations are computed again in the backward pass, which saves memory.
+
+    Raises
+    ------
+    ConfigError
+        If a value is outside its range or not among the choices, or the heads do not divide the width.
+
+    Examples
+    --------
+    >>> ExpresserConfig.chosen({}, size="paper").n_layers
+    12
+    """
+
+    width: int = 64
+    n_layers: int = 3
+    n_heads: int = 4
+    n_hidden: int = 256
+    n_bins: int = 50
+    max_genes: int = 256
+    mask_rate: float = 0.15
+    dropout_rate: float = 0.1
+    decoder: str = "expression"
+    binning: str = "relative"
+    leaky_normalization: bool = False
+    likelihood: str = "mse"
+    reduction: str = "mean"
+    baseline: str = "none"
+    detection: bool = False
+    checkpoint: bool = False
+
+    @classmethod
+    def chosen(cls, arguments: Mapping[str, Any], *, size: str = "tutorial") -> Self:
+        """Return a named size with some choices made differently; ``None`` leaves a choice to the size.
+
+        Raises
+        ------
+        ConfigError
+            If the size or a choice is unknown; the nearest name is given.
+
+        Examples
+        --------
+        >>> ExpresserConfig.chosen({"n_layers": 1, "n_heads": None}, size="test").n_heads
+        4
+        """
+        _validate.check_choice(size, "size", SIZES)
+        for name in arguments:
+            if name not in cls.__dataclass_fields__:
+                message = f"Expresser has no choice '{name}'. {nearest(name, cls.__dataclass_fields__)}"
+                raise ConfigError(message)
+        return cls(**SIZES[size] | {name: value for name, value in arguments.items() if value is not None})
+
+    def __post_init__(self) -> None:
+        for name in ("width", "n_layers", "n_heads", "n_hidden", "n_bins"):
+            _validate.check_number(getattr(self, name), name, low=1, integer=True)
+        _validate.check_number(self.max_genes, "max_genes", low=2, integer=True)
+        _validate.check_number(self.dropout_rate, "dropout_rate", low=0.0, high=1.0, high_inclusive=False)
+        _validate.check_number(self.mask_rate, "mask_rate", low=0.0, high=HIGHEST_MASK_RATE, low_inclusive=False)
+        _validate.check_choice(self.decoder, "decoder", DECODERS)
+        _validate.check_choice(self.binning, "binning", BINNINGS)
+        _validate.check_choice(self.likelihood, "likelihood", LIKELIHOODS)
+        _validate.check_choice(self.reduction, "reduction", REDUCTIONS)
+        _validate.check_choice(self.baseline, "baseline", BASELINES)
+        for name in ("leaky_normalization", "detection", "checkpoint"):
+            _validate.check_choice(getattr(self, name), name, (True, False))
+        if self.width % self.n_heads:
+            message = f"n_heads={self.n_heads} does not divide width={self.width}."
+            raise ConfigError(message)
+
+    @property
+    def n_folds(self) -> int:
+        """Parts into which the genes of a cell fall when each is predicted from the others, 1 / mask rate."""
+        return max(round(1.0 / self.mask_rate), 2)
+
+    def training_defaults(self, n_obs: int) -> dict[str, Any]:  # noqa: ARG002
+        """Return the defaults of the training: AdamW, warm-up over 5 % of the steps, then a cosine.
+
+        Examples
+        --------
+        >>> ExpresserConfig.chosen({}, size="paper").training_defaults(100)["lr"]
+        0.0001
+        """
+        return {
+            "optimizer": "AdamW",
+            # the rate of the thesis at its width; smaller networks bear, and need, a higher one
+            "lr": 1e-4 * SIZES["paper"]["width"] / self.width,
+            "lr_schedule": "cosine",
+            "lr_warmup_share": 0.05,
+            "gradient_clip_norm": 1.0,
+            "batch_size": 64,
+            "max_epochs": 30,
+            "early_stopping_patience": 10,
+            "weight_decay": 0.01,
+            "n_epochs_warmup_reconstruction": 0,
+            "n_epochs_kl_cycle": 0,
+            "early_stopping_monitor": "validation_loss",
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return the choices as a dict of plain values.
+
+        Examples
+        --------
+        >>> ExpresserConfig(**ExpresserConfig().summary()) == ExpresserConfig()
+        True
+        """
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
