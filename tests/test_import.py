@@ -49,7 +49,7 @@ def test_import_is_light_and_changes_nothing() -> None:
     assert probe["unchanged"]
 
 
-@pytest.mark.parametrize("room", ["metrics", "pl", "pp", "simulate"])
+@pytest.mark.parametrize("room", ["metrics", "pl", "pp", "simulate", "tl"])
 def test_rooms_without_networks_load_no_torch(room: str) -> None:
     probe = json.loads(run(PROBE.format(first="numpy, pandas, scipy.stats", module=f"epivi.{room}")))
     assert {"torch", "scvi", "lightning"} & set(probe["modules"]) == set()
@@ -75,11 +75,12 @@ def test_dir_lists_the_public_names_before_they_are_loaded() -> None:
         "pl",
         "pp",
         "simulate",
+        "tl",
     } == set(listed)
     assert not [name for name in loaded if name.startswith("epivi.") and name != "epivi._errors"]
 
 
-@pytest.mark.parametrize("name", ["metrics", "models", "pl", "pp", "simulate"])
+@pytest.mark.parametrize("name", ["metrics", "models", "pl", "pp", "simulate", "tl"])
 def test_a_room_is_reached_through_the_front_door(name: str) -> None:
     assert getattr(epivi, name).__name__ == f"epivi.{name}"
 
@@ -95,4 +96,4 @@ def test_a_model_is_reached_through_the_front_door(name: str) -> None:
 def test_unknown_name_is_an_attribute_error_with_the_nearest_name() -> None:
     with pytest.raises(AttributeError, match=r"module 'epivi' has no attribute 'SAILR'\. Did you mean 'SAILER'\?"):
         _ = epivi.SAILR
-    assert not hasattr(epivi, "tl")
+    assert not hasattr(epivi, "no_such_room")

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 from epivi._errors import nearest
 
 if TYPE_CHECKING:
-    from epivi import metrics, models, pl, pp, simulate
+    from epivi import metrics, models, pl, pp, simulate, tl
     from epivi.models.candi import CANDI
     from epivi.models.convnetvae import FCVAE, ConvNetVAE
+    from epivi.models.epifoundation import EpiFoundation
+    from epivi.models.expresser import Expresser
     from epivi.models.sailer import SAILER
     from epivi.models.sailerx import SAILERX
 
@@ -33,18 +35,23 @@ __all__ = [
     "SAILER",
     "SAILERX",
     "ConvNetVAE",
+    "EpiFoundation",
+    "Expresser",
     "__version__",
     "metrics",
     "models",
     "pl",
     "pp",
     "simulate",
+    "tl",
 ]
 
 # name -> module that holds it; a room is its own home
 _HOMES = {
     "CANDI": "epivi.models.candi",
     "ConvNetVAE": "epivi.models.convnetvae",
+    "EpiFoundation": "epivi.models.epifoundation",
+    "Expresser": "epivi.models.expresser",
     "FCVAE": "epivi.models.convnetvae",
     "SAILER": "epivi.models.sailer",
     "SAILERX": "epivi.models.sailerx",
@@ -53,6 +60,7 @@ _HOMES = {
     "pl": "epivi.pl",
     "pp": "epivi.pp",
     "simulate": "epivi.simulate",
+    "tl": "epivi.tl",
 }
 
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from epivi._errors import ConfigError
-from epivi.data.splits import EpochSampler, NeighborSampler, StratifiedSampler, split_cells
+from epivi.data.splits import EpochSampler, NeighborSampler, StratifiedSampler, split_cells, split_groups
 
 ROWS = np.arange(100, 137)  # 37 rows that are not 0..36
 shapes = given(
@@ -273,3 +273,87 @@ def test_neighbours_outside_of_the_rows_are_never_drawn():
     drawn = flat(NeighborSampler(ROWS, 8, 0, neighbors=neighbors))
     assert set(drawn) <= set(ROWS.tolist())
     assert drawn.count(110) > 1
+
+
+# ---------------------------------------------------------------- groups
+
+
+@settings(max_examples=200)
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=2, max_size=12),
+    train_size=st.floats(0.1, 0.95),
+    validation_size=st.none() | st.floats(0, 0.9),
+    seed=st.integers(0, 5),
+)
+def test_groups_are_a_partition_and_not_torn_apart(sizes, train_size, validation_size, seed):
+    assume(train_size + (validation_size or 0) <= 1)
+    group = np.random.default_rng(1).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    splits = split_groups(group, train_size, validation_size, seed)
+    assert list(splits) == ["train", "validation", "test"]
+    assert sorted(np.concatenate(list(splits.values())).tolist()) == list(range(group.size))
+    parts = [set(group[rows].tolist()) for rows in splits.values()]
+    assert sum(map(len, parts)) == len(sizes)
+    assert parts[0]
+    # there is something to validate on wherever that was asked for, even where one group alone is left
+    assert parts[1] or validation_size == 0
+    assert not parts[2] or validation_size is not None
+    for rows in splits.values():
+        assert (np.diff(rows) > 0).all()
+    # a group that lies across a border goes to the side of its middle
+    half = max(sizes) / 2
+    if parts[0] != {group[0]} and len(parts[0]) > 1:
+        assert splits["train"].size <= train_size * group.size + half + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("n_groups", "train_size", "validation_size", "sizes"),
+    [
+        (10, 0.7, 0.2, (7, 2, 1)),
+        (10, 0.9, None, (9, 1, 0)),
+        (10, 0.7, 0.0, (7, 0, 3)),
+        (4, 0.5, None, (2, 2, 0)),
+        (2, 0.9, None, (1, 1, 0)),
+        (2, 0.5, 0.2, (1, 1, 0)),
+        (3, 0.6, 0.2, (2, 1, 0)),
+    ],
+)
+def test_golden_sizes_of_groups(n_groups, train_size, validation_size, sizes):
+    # five observations a group
+    group = np.tile([f"donor {i}" for i in range(n_groups)], 5)
+    for seed in range(5):
+        found = split_groups(group, train_size, validation_size, seed)
+        assert tuple(rows.size // 5 for rows in found.values()) == sizes
+
+
+def test_the_split_of_groups_depends_on_the_seed_alone_and_not_on_their_order():
+    group = np.repeat(np.arange(20), 3)
+    one, again, other = (split_groups(group, 0.8, None, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one["train"], again["train"])
+    assert not np.array_equal(one["train"], other["train"])
+    order = np.random.default_rng(0).permutation(60)
+    moved = split_groups(group[order], 0.8, None, 1)
+    assert set(group[order][moved["train"]]) == set(group[one["train"]])
+    state = np.random.get_state()[1]  # noqa: NPY002 - the global generator must be left alone
+    split_groups(group, 0.8, None, 1)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def test_every_group_is_as_likely_to_train():
+    group = np.repeat(np.arange(10), 2)
+    counts = np.bincount(
+        np.concatenate([np.unique(group[split_groups(group, 0.5, None, seed)["train"]]) for seed in range(400)])
+    )
+    assert (abs(counts - 200) < 6 * math.sqrt(400 * 0.25)).all()
+
+
+@pytest.mark.parametrize(
+    ("group", "train_size", "validation_size", "message"),
+    [
+        (["a"] * 5, 0.8, None, "one group of observations, 'a': it cannot be split. Leave the key out"),
+        (["a", "b"], 0.0, None, "train_size=0.0 is out of range"),
+        (["a", "b"], 0.9, 0.2, "exceed 1"),
+    ],
+)
+def test_groups_that_cannot_be_split_are_refused(group, train_size, validation_size, message):
+    with pytest.raises(ConfigError, match=message):
+        split_groups(np.array(group), train_size, validation_size, 0)

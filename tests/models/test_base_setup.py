@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from epivi._errors import ConfigError, DataError
-from epivi.models.base_setup import ObsKeys
+from epivi.models.base_setup import ObsKeys, modality_names
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,39 @@ def test_keys_are_those_of_the_arguments_of_a_setup():
     expected = ObsKeys(batch_key="batch", categorical=["donor"], continuous=["age"])
     assert ObsKeys.of({"model_name": "M", "setup_args": arguments}) == expected
     assert ObsKeys.of({"setup_args": {}}) == ObsKeys()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    parts = {name: ad.AnnData(np.ones((2, 1)), var=pd.DataFrame(index=[name])) for name in ("atac", "gex")}
+    return md.MuData(parts)
+
+
+def test_modalities_are_resolved_by_the_names_given(pair):
+    assert modality_names(pair, {"rna": "gex"}, needs_rna=True) == ("atac", "gex")
+    assert modality_names(pair, {"rna": "atac", "atac": "gex"}, needs_rna=True) == ("gex", "atac")
+    # a query may come without RNA
+    assert modality_names(pair, None, needs_rna=False) == ("atac", "rna")
+
+
+@pytest.mark.parametrize(
+    ("modalities", "error", "message"),
+    [
+        (None, DataError, r"no modality 'rna' for 'rna'.*Name it with modalities=\{'rna': ...\}"),
+        ({"atac": "attac", "rna": "gex"}, DataError, "no modality 'attac' for 'atac'. Did you mean 'atac'"),
+        ({"rna": "gex", "peaks": "atac"}, ConfigError, "unknown entry 'peaks'"),
+        ({"atac": "gex", "rna": "gex"}, ConfigError, "names 'gex' twice"),
+        (["atac", "gex"], ConfigError, r"must be a dict .*\(list\)"),
+        ("gex", ConfigError, "must be a dict"),
+    ],
+)
+def test_modalities_that_cannot_be_resolved_are_refused(pair, modalities, error, message):
+    with pytest.raises(error, match=message):
+        modality_names(pair, modalities, needs_rna=True)
+
+
+def test_the_peaks_are_always_needed(pair):
+    with pytest.raises(DataError, match="no modality 'open' for 'atac'"):
+        modality_names(pair, {"atac": "open"}, needs_rna=False)
+    with pytest.raises(DataError, match="takes a MuData, found AnnData. For an AnnData use setup_anndata"):
+        modality_names(pair["atac"], None, needs_rna=False)

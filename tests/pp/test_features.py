@@ -1,4 +1,4 @@
-"""Coordinates, order, filters and fragments against hand-made and brute-force answers."""
+"""Coordinates and order of peaks against hand-made answers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,13 @@ import scipy.sparse as sp
 from anndata import AnnData
 from hypothesis import given, settings
 
-from epivi._errors import ConfigError, DataError
-from epivi.pp import (
-    drop_blacklisted,
-    filter_cells,
-    filter_peaks,
-    natural_chromosome_order,
-    order_by_chromosome,
-    peak_coordinates,
-    peak_names,
-    reads_to_fragments,
-)
+from epivi._errors import DataError
+from epivi.pp import natural_chromosome_order, order_by_chromosome, peak_coordinates, peak_names
 
 # anndata 0.13 asks pandas 3 for options that pandas deprecates; not ours to mend
 pytestmark = pytest.mark.filterwarnings("ignore:.*option is deprecated:DeprecationWarning")
 
 DATA = Path(os.environ.get("EPIVI_TEST_DATA", "../shared/data"))
-CONTAINERS = [np.asarray, sp.csr_matrix, sp.csr_array, sp.csc_matrix, sp.csc_array]
 
 
 def peaks(names, **columns):
@@ -158,125 +148,6 @@ def test_order_of_a_view_and_refusals(on_disk):
     assert order_by_chromosome(on_disk, copy=True).var_names.tolist() == ["chr1:2-3", "chr1:7-9", "chr2:1-5"]
 
 
-# ---------------------------------------------------------------- filters
-
-
-def test_drop_blacklisted(tmp_path):
-    blacklist = pd.DataFrame({"chrom": ["chr1"], "start": [5], "end": [6]})
-    (tmp_path / "b.bed").write_text("chr1\t5\t6\n")
-    for source in (blacklist, tmp_path / "b.bed", str(tmp_path / "b.bed")):
-        adata = peaks(["chr1:0-5", "chr1:5-9", "chr2:5-9"])
-        part = drop_blacklisted(adata, source, copy=True)
-        assert adata.n_vars == 3
-        assert drop_blacklisted(adata, source) is None
-        assert adata.var_names.tolist() == part.var_names.tolist() == ["chr1:0-5", "chr2:5-9"]
-    with pytest.raises(DataError, match="All 1 peaks overlap the blacklist"):
-        drop_blacklisted(peaks(["chr1:5-9"]), blacklist)
-    with pytest.raises(DataError, match="no position"):
-        drop_blacklisted(peaks(["gene"]), blacklist)
-
-
-@pytest.mark.parametrize("container", CONTAINERS)
-def test_filters_equal_brute_force(container):
-    counts = np.random.default_rng(0).poisson(0.6, (20, 30)) * (np.arange(30) % 5 > 0)
-    n_cells, n_open = (counts > 0).sum(axis=0), (counts > 0).sum(axis=1)
-    for options, keep in (
-        ({"min_cells": 8}, n_cells >= 8),
-        ({"min_fraction": 0.4}, n_cells >= 8),  # the bound itself is kept
-        ({"max_fraction": 0.4}, n_cells <= 8),
-        ({"min_cells": 1, "min_fraction": 0.3, "max_fraction": 0.5}, (n_cells >= 6) & (n_cells <= 10)),
-    ):
-        adata = AnnData(container(counts))
-        result = filter_peaks(adata, copy=True, **options)
-        assert adata.n_vars == 30
-        assert filter_peaks(adata, **options) is None
-        for done in (adata, result):
-            np.testing.assert_array_equal(dense(done.X), counts[:, keep])
-    adata = AnnData(np.log1p(counts), layers={"counts": container(counts)})
-    assert filter_cells(adata, min_peaks=12, layer="counts") is None
-    np.testing.assert_array_equal(dense(adata.layers["counts"]), counts[n_open >= 12])
-
-
-def test_filter_cells_default_removes_empty_cells(on_disk):
-    assert filter_cells(on_disk, copy=True).obs_names.tolist() == ["0", "1"]
-    assert filter_peaks(on_disk, min_cells=1, copy=True).var_names.tolist() == on_disk.var_names.tolist()
-    with pytest.raises(DataError, match="on disk"):
-        filter_cells(on_disk)
-
-
-def test_filters_refused():
-    adata = AnnData(np.array([[1, 0], [1, 2]]))
-    with pytest.raises(ConfigError, match="filter_peaks needs a bound"):
-        filter_peaks(adata)
-    for options, words in (
-        ({"min_cells": -1}, "min_cells=-1 is out of range"),
-        ({"min_cells": 0.5}, "min_cells=0.5 .float. is not valid: an integer"),
-        ({"min_fraction": 1.5}, "min_fraction=1.5 is out of range"),
-        ({"max_fraction": 90}, "max_fraction=90 is out of range"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            filter_peaks(adata, **options)
-    with pytest.raises(ConfigError, match="min_peaks=-1"):
-        filter_cells(adata, min_peaks=-1)
-    with pytest.raises(DataError, match="No peak is left: of 2 peaks each is open in 1 to 2 of 2 cells"):
-        filter_peaks(adata, min_cells=3)
-    with pytest.raises(DataError, match="No cell is left: the 2 cells have at most 2 open peaks, min_peaks is 3"):
-        filter_cells(adata, min_peaks=3)
-    with pytest.raises(DataError, match="no entry 'count'"):
-        filter_cells(adata, layer="count")
-    logged = AnnData(np.log1p(adata.X), layers={"counts": adata.X})
-    with pytest.raises(DataError, match=r"adata.X: cell '0'.*log-normalised.*Whole numbers are in: 'counts'"):
-        filter_cells(logged)
-    assert adata.shape == (2, 2)
-
-
-# ---------------------------------------------------------------- fragments
-
-
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("dtype", ["int32", "uint8", "float32"])
-def test_fragments_equal_the_formula(container, dtype):
-    reads = np.random.default_rng(0).poisson(0.7, (9, 12)) * 2
-    reads[0, :4] = [1, 3, 255, 0]
-    adata = AnnData(container(reads.astype(dtype)))
-    before = adata.copy()
-    result = reads_to_fragments(adata, copy=True)
-    assert "fragments" not in adata.layers
-    assert reads_to_fragments(adata, key_added="f") is None
-    for layer in (adata.layers["f"], result.layers["fragments"]):
-        np.testing.assert_array_equal(dense(layer), (reads + 1) // 2)
-        assert layer.dtype == dtype
-        assert type(layer) is type(before.X)
-    np.testing.assert_array_equal(dense(adata.X), dense(before.X))
-
-
-def test_fragments_of_entries_stored_twice():
-    reads = sp.csr_array((np.array([1, 1, 2]), np.array([0, 0, 1]), np.array([0, 3, 3])), shape=(2, 2))
-    adata = AnnData(reads)
-    reads_to_fragments(adata)
-    assert dense(adata.layers["fragments"]).tolist() == [[1, 1], [0, 0]]
-
-
-def test_fragments_refused(on_disk):
-    fragments = AnnData(np.array([[1, 1, 2], [1, 0, 3]]))
-    with pytest.raises(DataError, match=r"adata.X does not look like reads: 3 counts are 1 and 1 are 2.*force=True"):
-        reads_to_fragments(fragments)
-    reads_to_fragments(fragments, force=True)
-    assert fragments.layers["fragments"].tolist() == [[1, 1, 1], [1, 0, 2]]
-    with pytest.raises(DataError, match=r"adata.layers\['fragments'\] does not look like reads"):
-        reads_to_fragments(fragments, layer="fragments", key_added="again")
-    with pytest.raises(ConfigError, match="key_added and layer are both 'fragments'"):
-        reads_to_fragments(fragments, layer="fragments")
-    with pytest.raises(DataError, match="on disk"):
-        reads_to_fragments(on_disk)
-    assert dense(reads_to_fragments(on_disk, copy=True).layers["fragments"]).tolist() == [[1, 0, 2], [1, 1, 0], [0] * 3]
-    binary = AnnData(np.array([[True, False], [True, True]]))
-    with pytest.raises(DataError, match="does not look like reads"):
-        reads_to_fragments(binary)
-    reads_to_fragments(binary, force=True)
-    assert binary.layers["fragments"].tolist() == [[True, False], [True, True]]
-
-
 # ---------------------------------------------------------------- real data
 
 
@@ -300,6 +171,3 @@ def test_real_coordinates():
     assert chroms.drop_duplicates().tolist() == natural_chromosome_order(chroms)
     assert all(part.is_monotonic_increasing for _, part in ordered.var.groupby("chrom")["start"])
     assert ordered.X.sum() == adata.X.sum()
-    n_cells = np.asarray((adata.X > 0).sum(axis=0)).ravel()
-    filtered = filter_peaks(adata, min_fraction=0.1, max_fraction=0.9, copy=True)
-    assert filtered.n_vars == ((n_cells >= 5) & (n_cells <= 45)).sum() < adata.n_vars

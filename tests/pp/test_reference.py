@@ -15,6 +15,7 @@ from anndata import AnnData
 
 from epivi._errors import ConfigError, DataError
 from epivi.pp import lsi, rna_reference
+from epivi.pp.reference import peak_centroids
 
 pytestmark = [
     # anndata 0.13 and mudata 0.4 use what pandas 3 deprecates; not ours to mend
@@ -165,6 +166,65 @@ def test_lsi_refused():
         lsi(AnnData(np.log1p(accessibility())))
     with pytest.raises(DataError, match="an AnnData is needed"):
         lsi(accessibility())
+
+
+# ---------------------------------------------------------------- centroids of peaks
+
+
+def centroids_by_numpy(counts, n_comps):
+    """Mean of the standardised singular vectors over the cells in which a peak is open."""
+    is_open = (counts > 0).astype(float)
+    u, s, _ = np.linalg.svd(tfidf_by_numpy(is_open), full_matrices=False)
+    z = (u * s)[:, 1 : n_comps + 1]
+    z = (z - z.mean(0)) / z.std(0)
+    found = np.array([z[cells].mean(0) if cells.any() else np.zeros(n_comps) for cells in is_open.T.astype(bool)])
+    return found / found.std()
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_centroids_equal_the_closed_form(container):
+    counts = accessibility()
+    found = peak_centroids(AnnData(container(counts.astype("float32"))), n_comps=3)
+    assert found.shape == (60, 3)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.abs(found), np.abs(centroids_by_numpy(counts, 3)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(gram(found), gram(centroids_by_numpy(counts, 3)), rtol=1e-3, atol=1e-3)
+    # a peak that is never open lies nowhere
+    assert not found[5].any()
+    assert found.std() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_peaks_of_one_group_of_cells_lie_together():
+    found = peak_centroids(AnnData(accessibility(n=200, seed=1)), n_comps=2)
+    first, second = np.delete(found[:20], 5, 0).mean(0), found[20:30].mean(0)
+    spread = np.delete(found[:20], 5, 0).std(0).max()
+    assert np.linalg.norm(first - second) > 4 * spread
+
+
+def test_centroids_do_not_change_with_the_order_or_the_form_of_the_data():
+    counts = accessibility().astype("float32")
+    found = peak_centroids(AnnData(sp.csr_matrix(counts)), n_comps=3)
+    rng = np.random.default_rng(0)
+    cells, peaks = rng.permutation(40), rng.permutation(60)
+    moved = peak_centroids(AnnData(sp.csr_matrix(counts[cells][:, peaks])), n_comps=3)
+    np.testing.assert_allclose(gram(moved), gram(found[peaks]), rtol=1e-3, atol=1e-3)
+    # open or closed is all that counts
+    doubled = AnnData(sp.csr_matrix(3 * counts), layers={"binary": sp.csr_matrix((counts > 0).astype("float32"))})
+    np.testing.assert_allclose(peak_centroids(doubled, n_comps=3), found, atol=1e-5)
+    np.testing.assert_allclose(peak_centroids(doubled, layer="binary", n_comps=3), found, atol=1e-5)
+    assert "X_lsi" not in doubled.obsm
+    np.testing.assert_array_equal(doubled.X.toarray(), 3 * counts)
+
+
+def test_centroids_have_as_many_components_as_the_data_allow(caplog):
+    found = peak_centroids(AnnData(accessibility(n=6, p=60)), n_comps=32)
+    assert found.shape == (60, 4)
+    assert np.isfinite(found).all()
+    assert "33 components were asked for" in caplog.text
+    with pytest.raises(DataError, match="has no component"):
+        peak_centroids(AnnData(np.ones((2, 1))))
+    with pytest.raises(DataError, match=r"adata.layers has no entry 'counts'"):
+        peak_centroids(AnnData(accessibility()), layer="counts")
 
 
 # ---------------------------------------------------------------- RNA reference

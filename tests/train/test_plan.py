@@ -11,7 +11,7 @@ from scvi.module.base import LossOutput
 from torch import nn
 from torch.utils.data import DataLoader
 
-from epivi._errors import TrainingError
+from epivi._errors import ConfigError, TrainingError
 from epivi._keys import BATCH_ROWS
 from epivi.train.plan import IS_PARTLY_FROZEN, NotFiniteLossError, TrainingPlan, _mix, _seeded
 from epivi.train.schedules import Annealing, LearningRate
@@ -241,3 +241,55 @@ def test_processes_share_the_statistics_that_are_saved_and_nothing_else(monkeypa
     assert [source for _, source in sent] == [0, 0, 0]
     expected = [module.running_mean, module.running_var, module.num_batches_tracked]
     assert all(buffer is other for (buffer, _), other in zip(sent, expected, strict=True))
+
+
+class Wide(Toy):
+    """Two weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Parameter(torch.full((2,), 0.5))
+
+    def forward(self, batch, **kwargs):
+        return super().forward(batch | {"x": batch["x"] * self.other}, **kwargs)
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW"])
+def test_a_step_in_backward_gives_bitwise_the_same_weights_and_keeps_no_gradient(optimizer):
+    weights = []
+    for step_in_backward in (False, True):
+        plan = plan_of(Wide(), optimizer=optimizer, weight_decay=0.1, step_in_backward=step_in_backward)
+        fit(plan, batches(3, 2))
+        weights.append([p.detach().clone() for p in plan.module.parameters()])
+        assert not any(p._post_accumulate_grad_hooks for p in plan.module.parameters())
+        if step_in_backward:
+            assert all(p.grad is None for p in plan.module.parameters())
+    assert not torch.equal(weights[0][0], torch.zeros(2))
+    for a, b in zip(*weights, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"gradient_clip_val": 1.0}, "gradient clipping"),
+        ({"accumulate_grad_batches": 2}, "accumulated gradients"),
+        ({"world_size": 2}, "several processes"),
+        ({"precision": "bf16-mixed"}, "mixed precision"),
+    ],
+)
+def test_a_step_in_backward_is_refused_where_all_gradients_are_needed(options, named):
+    usual = {"gradient_clip_val": None, "accumulate_grad_batches": 1, "world_size": 1, "precision": "32-true"}
+    plan = plan_of(Toy(), step_in_backward=True)
+    plan._trainer = SimpleNamespace(**usual)
+    plan._check_step_in_backward()
+    plan._trainer = SimpleNamespace(**usual | options)
+    with pytest.raises(ConfigError, match=rf"step_in_backward=True cannot be had with {named}"):
+        plan._check_step_in_backward()
+
+
+def test_a_loss_that_is_not_finite_leaves_no_hooks():
+    plan = plan_of(Toy(), step_in_backward=True)
+    with pytest.raises(NotFiniteLossError):
+        fit(plan, batches(2, 2, value=float("nan")))
+    assert not plan.module.weight._post_accumulate_grad_hooks

@@ -68,7 +68,8 @@ def split_groups(
     """Split observations into training, validation and test sets without tearing groups, such as donors, apart.
 
     Groups come in random order; each goes to the training set while that is the nearer way to its share, then to the
-    validation set likewise, and else to the test set.
+    validation set likewise, and else to the test set. The first group is for training; the last one is for validation
+    if that is asked for and no other is.
 
     Parameters
     ----------
@@ -104,8 +105,8 @@ def split_groups(
     middle = np.cumsum(sizes) - sizes / 2
     part = np.searchsorted(wanted, middle)  # 0 training, 1 validation, 2 test
     part[0] = 0
-    if validation_size is None or validation_size > 0:
-        part[-1] = max(part[-1], 1)
+    if (validation_size is None or validation_size > 0) and not (part == 1).any():
+        part[-1] = 1
     part_of_group = np.empty(names.size, dtype=int)
     part_of_group[order] = part
     found = (np.flatnonzero(part_of_group[code_n] == number) for number in range(3))

@@ -7,6 +7,8 @@ input or a global random state.
 
 from __future__ import annotations
 
+from epivi.metrics.annotation import annotation_scores
+from epivi.metrics.benchmark import benchmark
 from epivi.metrics.calibration import (
     Recalibration,
     coverage,
@@ -34,15 +36,20 @@ from epivi.metrics.embedding.neighbors import (
     rare_type_purity,
 )
 from epivi.metrics.embedding.scores import cluster_scores
+from epivi.metrics.expression import ExpressionScores, expression_scores, open_gene_scores
+from epivi.metrics.gene_tasks import gene_baselines, gene_classification_task, gene_pair_task, gene_regression_task
 from epivi.metrics.imputation import imputation_scores
 
 __all__ = [
     "ClusterAgreement",
     "ConfounderInformation",
     "DiceScore",
+    "ExpressionScores",
     "LeidenPartition",
     "NeighborMixing",
     "Recalibration",
+    "annotation_scores",
+    "benchmark",
     "cluster_agreement",
     "cluster_scores",
     "confounder_information",
@@ -52,9 +59,14 @@ __all__ = [
     "dice",
     "dice_depth_correlation",
     "dice_specific",
+    "expression_scores",
     "gaussian_cdf",
     "gaussian_pit",
     "gaussian_quantile",
+    "gene_baselines",
+    "gene_classification_task",
+    "gene_pair_task",
+    "gene_regression_task",
     "imputation_scores",
     "interval_coverage",
     "knn_accuracy",
@@ -65,6 +77,7 @@ __all__ = [
     "nb_pit",
     "nb_quantile",
     "neighbor_mixing",
+    "open_gene_scores",
     "pit_distance",
     "randomised_pit",
     "rare_type_purity",

@@ -154,7 +154,7 @@ def run_training(
         gamma=config.lr_gamma,
         warmup_share=config.lr_warmup_share,
     )
-    optimiser = {key: getattr(config, key) for key in ("optimizer", "weight_decay", "eps", "seed")}
+    optimiser = {key: getattr(config, key) for key in ("optimizer", "weight_decay", "eps", "step_in_backward", "seed")}
     plan = TrainingPlan(model.module, annealing=annealing, learning_rate=learning_rate, **optimiser)
     patience = config.early_stopping_patience if config.early_stopping and data.validation else None
     plan.keeper = WeightKeeper(

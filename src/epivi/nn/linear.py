@@ -5,17 +5,20 @@ h hidden units. A batch of peaks is compressed sparse row: ``indptr`` (b + 1), `
 weighted, ``values`` (o); without values every stored entry counts one.
 
 Peaks are cut into blocks: one block a chromosome for the block-diagonal layers, tiles of equal width for dense ones.
-Only one block of the batch is dense at any time.
+The plain form of the layers makes one block of the batch dense at a time, on any device and in any precision; a batch
+listed peak by peak goes through the compiled form of :mod:`epivi.nn.kernels`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import nn
+
+from epivi.nn.kernels import GradientBuffer, PeakLists, sparse_product
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,7 +69,9 @@ class PeakBlocks(nn.Module):
         """Number of peaks."""
         return self.starts[-1]
 
-    def split(self, indptr: Tensor, indices: Tensor, values: Tensor | None = None) -> BlockedRows:
+    def split(
+        self, indptr: Tensor, indices: Tensor, values: Tensor | None = None, counts: Tensor | None = None
+    ) -> BlockedRows:
         """Sort the non-zeros of a batch by block.
 
         Parameters
@@ -74,7 +79,9 @@ class PeakBlocks(nn.Module):
         indptr, indices
             Compressed rows, shapes (b + 1,) and (o,), integers.
         values
-            Value of each entry, shape (o,); ``None`` stands for ones.
+            Value of each entry as the encoder reads it, shape (o,); ``None`` stands for ones.
+        counts
+            Count of each entry, shape (o,), for likelihoods of counts.
         """
         n_rows = indptr.numel() - 1
         rows_o = torch.repeat_interleave(torch.arange(n_rows, device=indices.device), indptr.diff())
@@ -84,16 +91,18 @@ class PeakBlocks(nn.Module):
             order_o = torch.from_numpy(np.argsort(block_o.numpy(), kind="stable"))
         else:
             order_o = torch.argsort(block_o, stable=True)
-        counts = torch.bincount(block_o.long(), minlength=len(self.sizes)).tolist()
+        sizes = torch.bincount(block_o.long(), minlength=len(self.sizes)).tolist()
         columns_o = indices if self.is_ordered else self.rank[indices]
-        values_c = None if values is None else values[order_o].split(counts)
-        return BlockedRows(n_rows, rows_o[order_o].split(counts), columns_o[order_o].split(counts), values_c, self)
+        values_c, counts_c = (None if x is None else x[order_o].split(sizes) for x in (values, counts))
+        rows_c, columns_c = rows_o[order_o].split(sizes), columns_o[order_o].split(sizes)
+        return BlockedRows(n_rows, rows_c, columns_c, values_c, self, counts_c)
 
 
 class BlockedRows(NamedTuple):
     """The non-zeros of a batch, block by block: one tensor of rows, columns and values for each block.
 
-    Columns count in block order over all peaks; ``values`` is ``None`` where every entry is one.
+    Columns count in block order over all peaks; ``values`` is ``None`` where every entry is one, ``counts`` where the
+    likelihood needs none.
     """
 
     n_rows: int
@@ -101,6 +110,7 @@ class BlockedRows(NamedTuple):
     columns: Sequence[Tensor]
     values: Sequence[Tensor] | None
     blocks: PeakBlocks
+    counts: Sequence[Tensor] | None = None
 
     def flat(self, block: int) -> Tensor:
         """Positions of the block's non-zeros in its dense, row-major form."""
@@ -153,7 +163,21 @@ def _draw(layer: SparseLinear | BlockLogits, fan_in: int) -> None:
         layer.bias.uniform_(-bound, bound)
 
 
-class SparseLinear(nn.Module):
+class _Layer(nn.Module):
+    """Base of the layers: memory of the gradient of their weight while they train, used by their compiled forms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer = GradientBuffer()
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
+        """Set the mode; a layer that does not train holds no memory for gradients."""
+        if not mode:
+            self.buffer.release()
+        return super().train(mode)
+
+
+class SparseLinear(_Layer):
     """First layer on sparse peaks: y = x W + bias, x never dense as a whole.
 
     Parameters
@@ -179,12 +203,14 @@ class SparseLinear(nn.Module):
         """Draw the weights: Xavier uniform within each block if block-diagonal, else as torch.nn.Linear does."""
         _draw(self, fan_in=self.blocks.n_peaks)
 
-    def forward(self, batch: BlockedRows) -> Tensor:
+    def forward(self, batch: BlockedRows | PeakLists) -> Tensor:
         """Return hidden units, shape (b, c, h) if block-diagonal, else (b, h)."""
+        if isinstance(batch, PeakLists):
+            return sparse_product(self.weight, batch, diagonal=self.diagonal, buffer=self.buffer) + self.bias
         return _BlockMatmul.apply(self.weight, batch, self.diagonal) + self.bias
 
 
-class BlockLogits(nn.Module):
+class BlockLogits(_Layer):
     """Last layer of a decoder: hidden units to one logit a peak, block by block.
 
     Parameters

@@ -16,6 +16,7 @@ from epivi.nn.linear import BlockLogits, SparseLinear
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from epivi.nn.kernels import PeakLists
     from epivi.nn.linear import BlockedRows, PeakBlocks
 
 LOGVAR_LIMIT = 8.0
@@ -44,6 +45,21 @@ class GroupedLinear(nn.Module):
         return torch.baddbmm(self.bias, x_bch.transpose(0, 1), self.weight).transpose(0, 1)
 
 
+class PReLU(nn.PReLU):
+    """The activation of torch, as sums of two parts: on the CPU its gradient then takes a third of the time.
+
+    Examples
+    --------
+    >>> PReLU()(torch.tensor([-4.0, 3.0])).tolist()
+    [-1.0, 3.0]
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape; with several slopes, axis 1 has one each."""
+        slope = self.weight.view(-1, *[1] * (x.ndim - 2)) if self.num_parameters > 1 else self.weight
+        return torch.relu(x) + slope * x.clamp_max(0.0)
+
+
 class GroupedNorm(nn.Module):
     """Batch normalisation of every hidden unit, then a PReLU with one slope a chromosome, then dropout.
 
@@ -60,7 +76,7 @@ class GroupedNorm(nn.Module):
     def __init__(self, n_groups: int, n_hidden: int, *, dropout_rate: float, momentum: float, eps: float) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(n_groups * n_hidden, momentum=momentum, eps=eps)
-        self.activation = nn.PReLU(n_groups)
+        self.activation = PReLU(n_groups)
         self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, x_bch: Tensor) -> Tensor:
@@ -151,7 +167,7 @@ class DenseEncoder(nn.Module):
         self.second = dense_block(*hidden, dropout_rate=dropout_rate, momentum=momentum, eps=eps)
         self.heads = GaussianHeads(hidden[1], n_latent, xavier=False)
 
-    def forward(self, batch: BlockedRows) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: BlockedRows | PeakLists) -> tuple[Tensor, Tensor]:
         """Return means and log variances of the posterior, both of shape (b, d)."""
         return self.heads(self.second(self.first_norm(self.first(batch))))
 
@@ -232,7 +248,7 @@ class ChromosomeEncoder(nn.Module):
         self.second_norm = GroupedNorm(n_groups, hidden[1], **options)
         self.heads = GaussianHeads(n_groups * hidden[1], n_latent, xavier=True)
 
-    def forward(self, batch: BlockedRows) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: BlockedRows | PeakLists) -> tuple[Tensor, Tensor]:
         """Return means and log variances of the posterior, both of shape (b, d)."""
         hidden_bch = self.second_norm(self.second(self.first_norm(self.first(batch))))
         return self.heads(hidden_bch.flatten(1))
@@ -271,7 +287,7 @@ class ChromosomeDecoder(nn.Module):
         nn.init.xavier_uniform_(self.first.weight)
         nn.init.zeros_(self.first.bias)
         self.first_norm = nn.Sequential(
-            nn.BatchNorm1d(n_groups * hidden[1], momentum=momentum, eps=eps), nn.PReLU(), nn.Dropout(dropout_rate)
+            nn.BatchNorm1d(n_groups * hidden[1], momentum=momentum, eps=eps), PReLU(), nn.Dropout(dropout_rate)
         )
         self.second = GroupedLinear(n_groups, hidden[1], hidden[0])
         self.second_norm = GroupedNorm(n_groups, hidden[0], dropout_rate=dropout_rate, momentum=momentum, eps=eps)
@@ -317,7 +333,7 @@ class LinearEncoder(nn.Module):
         self.n_latent = n_latent
         self.first = SparseLinear(blocks, 2 * n_latent, diagonal=False)
 
-    def forward(self, batch: BlockedRows) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: BlockedRows | PeakLists) -> tuple[Tensor, Tensor]:
         """Return means and log variances of the posterior, both of shape (b, d)."""
         mean_bd, logvar_bd = self.first(batch).split(self.n_latent, dim=1)
         return mean_bd, logvar_bd.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)

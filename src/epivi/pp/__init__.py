@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from epivi.pp import bulk
 from epivi.pp.bins import select_bins
-from epivi.pp.features import (
-    drop_blacklisted,
-    filter_cells,
-    filter_peaks,
-    order_by_chromosome,
-    peak_coordinates,
-    reads_to_fragments,
-)
+from epivi.pp.counts import collapse_genes, reads_to_fragments
+from epivi.pp.features import order_by_chromosome, peak_coordinates
+from epivi.pp.filters import drop_blacklisted, filter_cells, filter_multiome, filter_peaks
 from epivi.pp.fragments import fragments
 from epivi.pp.genome.genes import read_genes
 from epivi.pp.genome.regions import (
@@ -23,14 +18,18 @@ from epivi.pp.genome.regions import (
     read_blacklist,
     tile,
 )
+from epivi.pp.project import project_peaks
 from epivi.pp.reference import lsi, rna_reference
 from epivi.pp.tracks import stack_tracks
+from epivi.pp.union import union_genes
 
 __all__ = [
     "bulk",
     "chrom_sizes",
+    "collapse_genes",
     "drop_blacklisted",
     "filter_cells",
+    "filter_multiome",
     "filter_peaks",
     "fragments",
     "lsi",
@@ -39,6 +38,7 @@ __all__ = [
     "overlaps",
     "peak_coordinates",
     "peak_names",
+    "project_peaks",
     "read_bed",
     "read_blacklist",
     "read_genes",
@@ -47,4 +47,5 @@ __all__ = [
     "select_bins",
     "stack_tracks",
     "tile",
+    "union_genes",
 ]

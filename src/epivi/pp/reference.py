@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from epivi._errors import ConfigError, DataError
 from epivi._keys import MOD_RNA, OBSM_LSI, OBSM_PCA
 from epivi._validate import check_anndata, check_categorical, check_key, check_number
-from epivi.pp.features import _counts, _writable
+from epivi.pp.counts import _counts, _writable
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -210,6 +210,50 @@ def lsi(
         raise DataError(message)
     target.obsm[key_added] = _svd(tfidf_np, n_used, seed)[:, n_skip:]
     return target if copy else None
+
+
+def peak_centroids(adata: AnnData, *, layer: str | None = None, n_comps: int = 32, seed: int = 0) -> np.ndarray:
+    """Return where each peak lies among the cells: the mean LSI coordinates of the cells in which it is open.
+
+    Coordinates are standardised over the cells first, and the first component, which follows depth, is left out.
+
+    Parameters
+    ----------
+    adata
+        Counts, cells by peaks.
+    layer
+        Layer with the counts instead of X.
+    n_comps
+        Most components.
+    seed
+        Seed of the start vector of the decomposition.
+
+    Returns
+    -------
+    Shape (peaks, components), float32, scaled to a standard deviation of 1 over all; zeros for peaks never open.
+
+    Raises
+    ------
+    DataError
+        As :func:`lsi`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> adata = AnnData(np.random.default_rng(0).poisson(0.5, (30, 20)))
+    >>> peak_centroids(adata, n_comps=4).shape
+    (20, 4)
+    """
+    matrix, _ = _in_memory(adata, layer)
+    open_np = sp.csr_array(matrix)
+    open_np.data = (open_np.data > 0).astype(np.float32)
+    n_used = _cap(n_comps + 1, open_np.shape, "n_comps")
+    z_nd = _svd(_tfidf(open_np, binarize=True), n_used, seed)[:, 1:]
+    z_nd = (z_nd - z_nd.mean(0)) / np.maximum(z_nd.std(0), np.finfo(np.float32).tiny)
+    n_open_p = np.asarray(open_np.sum(axis=0)).ravel()
+    centroid_pd = (open_np.T @ z_nd) / np.maximum(n_open_p, 1.0)[:, None]
+    return (centroid_pd / max(float(centroid_pd.std()), 1e-12)).astype(np.float32)
 
 
 def _tfidf(counts_np: Any, *, binarize: bool) -> sp.csr_array:

@@ -55,6 +55,9 @@ class TrainingConfig:
         step for this share of all steps and falls as a half cosine to zero (``"cosine"``).
     gradient_clip_norm
         Largest norm of the gradient; 0 means no limit.
+    step_in_backward
+        Update each weight as soon as its gradient is known and let go of the gradient: bitwise the same weights in less
+        memory. It cannot be had with gradient clipping, accumulated gradients, several processes or mixed precision.
     n_epochs_warmup_reconstruction, n_epochs_kl_cycle, kl_cycle_ratio
         Warm-up without KL terms, then cyclical annealing.
     seed
@@ -82,6 +85,7 @@ class TrainingConfig:
     lr_schedule: str = "exponential"
     lr_warmup_share: float = 0.0
     gradient_clip_norm: float = 0.0
+    step_in_backward: bool = False
     n_epochs_warmup_reconstruction: int = 10
     n_epochs_kl_cycle: int = 100
     kl_cycle_ratio: float = 0.5
@@ -102,6 +106,7 @@ class TrainingConfig:
         _validate.check_choice(self.lr_schedule, "lr_schedule", LR_SCHEDULES)
         check(self.lr_warmup_share, "lr_warmup_share", low=0.0, high=1.0, high_inclusive=False)
         check(self.gradient_clip_norm, "gradient_clip_norm", low=0.0)
+        _validate.check_choice(self.step_in_backward, "step_in_backward", (True, False))
         check(self.n_epochs_warmup_reconstruction, "n_epochs_warmup_reconstruction", low=0, integer=True)
         check(self.n_epochs_kl_cycle, "n_epochs_kl_cycle", low=0, integer=True)
         check(self.kl_cycle_ratio, "kl_cycle_ratio", low=0.0, high=1.0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 
-from epivi._errors import TrainingError
+from epivi._errors import ConfigError, TrainingError
 from epivi._keys import BATCH_ROWS
 from epivi.train.weights import weights_are_finite
 
@@ -42,6 +42,8 @@ class TrainingPlan(pl.LightningModule):
         Learning rate of each step.
     weight_decay, eps
         Of the optimiser.
+    step_in_backward
+        Update each weight as soon as its gradient is known, and let go of the gradient.
     seed
         Seed of the noise: what is drawn in a step depends on (seed, step, process) alone.
 
@@ -59,6 +61,7 @@ class TrainingPlan(pl.LightningModule):
         optimizer: str = "Adam",
         weight_decay: float = 1e-6,
         eps: float = 1e-8,
+        step_in_backward: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -67,6 +70,8 @@ class TrainingPlan(pl.LightningModule):
         self.optimizer_name = optimizer
         self.learning_rate = learning_rate
         self.weight_decay, self.eps = weight_decay, eps
+        self.step_in_backward = step_in_backward
+        self._handles: list[Any] = []
         self.seed = seed
         self.epoch = 0
         self.step = 0
@@ -98,7 +103,33 @@ class TrainingPlan(pl.LightningModule):
         )
         if self.run_state is not None:
             self.run_state.restore_optimizer(optimizer)
+        if self.step_in_backward:
+            self._check_step_in_backward()
+            self._raw_optimizer = optimizer
         return optimizer
+
+    def _check_step_in_backward(self) -> None:
+        """Refuse what needs all gradients at once."""
+        if self._trainer is None:
+            return
+        needs = {
+            "gradient clipping": bool(self.trainer.gradient_clip_val),
+            "accumulated gradients": self.trainer.accumulate_grad_batches > 1,
+            "several processes": self.trainer.world_size > 1,
+            "mixed precision": "mixed" in str(self.trainer.precision),
+        }
+        found = [name for name, is_needed in needs.items() if is_needed]
+        if found:
+            message = (
+                f"step_in_backward=True cannot be had with {' and '.join(found)}: weights change before all gradients "
+                "are known. Leave one of them out."
+            )
+            raise ConfigError(message)
+
+    def _step_one(self, parameter: torch.nn.Parameter) -> None:
+        """Update the one weight that has a gradient."""
+        self._raw_optimizer.step()
+        parameter.grad = None
 
     @property
     def _clips_scaled_gradients(self) -> bool:
@@ -120,6 +151,9 @@ class TrainingPlan(pl.LightningModule):
 
     def on_train_batch_start(self, *args: Any) -> None:  # noqa: ARG002
         """Set the learning rate of the step."""
+        if self.step_in_backward and not self._handles:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self._handles = [p.register_post_accumulate_grad_hook(self._step_one) for p in trained]
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate.at(self.step)
 
@@ -130,6 +164,8 @@ class TrainingPlan(pl.LightningModule):
             batch, kl_weight=kl_weight, deterministic=self.annealing.is_deterministic(self.step), stream=self.step
         )
         is_finite = bool(torch.isfinite(output.loss))
+        if not is_finite:
+            self.on_train_end()
         self._last_rows = batch.get(BATCH_ROWS)
         if self._is_anywhere(not is_finite):
             raise NotFiniteLossError(self.epoch, self.step, None if is_finite else self._last_rows)
@@ -258,6 +294,12 @@ class TrainingPlan(pl.LightningModule):
             mode: {key: torch.tensor(value, dtype=torch.float64) for key, value in sums.items()}
             for mode, sums in self._resumed_sums[rank].items()
         }
+
+    def on_train_end(self) -> None:
+        """Leave the weights without hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def on_train_start(self) -> None:
         """Take what this process had summed before the run was interrupted."""

@@ -54,6 +54,8 @@ def test_the_automatic_weight_is_the_ratio_of_closed_to_open_capped_at_30(densit
         ("batch_norm_momentum", 0.0),
         ("batch_norm_eps", 0.0),
         ("use_covariates", 1),
+        ("likelihood", "gaussian"),
+        ("kernels", "fast"),
         ("open_weight", "Auto"),
         ("open_weight", 0.0),
         ("open_weight", float("inf")),

@@ -165,7 +165,7 @@ class CellEncoding:
         n_peaks = self.columns.token.size
         counts_b = np.diff(hidden_indptr)
         keys_o = np.repeat(keys_b, counts_b)
-        drawn_o = token_hash(keys_o, np.arange(hidden.size), seed=self.seed + CLOSED_STREAM, draw=draw)
+        drawn_o = token_hash(keys_o, hidden, seed=self.seed + CLOSED_STREAM, draw=draw)
         drawn_o = (drawn_o % np.uint64(n_peaks)).astype(np.int64)
         # what was drawn and is open is no negative
         row_o = np.repeat(np.arange(counts_b.size), counts_b)

@@ -89,15 +89,19 @@ class PeakTokensField(PeaksField):
 
     def _checked(self, adata: AnnData) -> CountSummary:
         summary = super()._checked(adata)
-        empty = np.flatnonzero(summary.n_open == 0)
+        self._refuse_empty(adata, summary.n_open, "open peak")
+        return summary
+
+    def _refuse_empty(self, adata: AnnData, n_open: np.ndarray, what: str) -> None:
+        """Refuse cells without token, unless they were asked for."""
+        empty = np.flatnonzero(n_open == 0)
         if empty.size and self.empty_cells == "raise":
             message = (
-                f"{empty.size} of {adata.n_obs} cells of {self.where} have no open peak (first: "
-                f"{adata.obs_names[empty[:3]].tolist()}). Remove them with epivi.pp.filter_cells(adata, min_peaks=1), "
-                "or keep them with empty_cells='zero': they are then represented alike."
+                f"{empty.size} of {adata.n_obs} cells of {self.where} have no {what} (first: "
+                f"{adata.obs_names[empty[:3]].tolist()}). Remove them (epivi.pp.filter_cells does, by the peaks of the "
+                "data), or keep them with empty_cells='zero': they are then represented alike."
             )
             raise DataError(message)
-        return summary
 
     def register_field(self, adata: AnnData) -> dict:
         """Register the peaks, or match them to the vocabulary."""
@@ -132,7 +136,9 @@ class PeakTokensField(PeaksField):
                 "model's peaks by genomic overlap first: adata = model.project_peaks(adata)."
             )
             raise DataError(message)
-        return kept | super().transfer_field(state_registry, adata_target, **kwargs)
+        matched = super().transfer_field(state_registry, adata_target, **kwargs)
+        self._refuse_empty(adata_target, adata_target.obs[OBS_N_OPEN].to_numpy(), "open peak among those of the model")
+        return kept | matched
 
     def _by_position(self, state: dict, trained: pd.Index, adata: AnnData) -> dict:
         """Register peaks as they are, each with the row of its name in the vocabulary, -1 without."""
@@ -271,8 +277,10 @@ class GenesField(BaseAnnDataField):
         middle = np.array([], dtype=np.int64)
         if {VAR_CHROM, VAR_START, VAR_END} <= set(holder.var.columns):
             middle = (holder.var[VAR_START].to_numpy() + holder.var[VAR_END].to_numpy()).astype(np.int64) // 2
-        matrix = sparse.csr_matrix(self._matrix(adata))
-        expressed = np.bincount(matrix.indices[matrix.data != 0], minlength=holder.n_vars)
+        matrix = sparse.csr_matrix(self._matrix(adata), copy=True)
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+        expressed = np.bincount(matrix.indices, minlength=holder.n_vars)
         frequency = (expressed + 0.5) / (max(int((np.diff(matrix.indptr) > 0).sum()), 1) + 1.0)
         return {
             NAMES: np.asarray(holder.var_names, dtype=np.str_),
@@ -324,7 +332,7 @@ class QueryCategoryField(CategoryField):
         """Match categories with those of training; new ones are appended, a missing column takes the first of them."""
         known = [str(c) for c in state_registry[self.CATEGORICAL_MAPPING_KEY]]
         key = self._original_attr_key
-        kwargs["extend_categories"] = True
+        kwargs.setdefault("extend_categories", True)
         if not self.is_default and key not in adata_target.obs:
             logger.info("The data have no column '%s'; it is not needed to read them.", key)
             adata_target.obs[key] = pd.Categorical([known[0]] * adata_target.n_obs)

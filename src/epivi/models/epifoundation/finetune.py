@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 FREEZES = ("nothing", "peaks", "encoder")
 GENE_ROWS = "genes.genes.table.weight"
 BATCH_ROWS = "batches.table.weight"
+DECODER_INPUTS = "decoder.hidden.weight"
 
 
 class FinetuneMixin(LatentMixin):
@@ -160,7 +161,9 @@ class FinetuneMixin(LatentMixin):
             message = f"reference_model must be a {cls.__name__} or its folder, found {type(reference_model).__name__}."
             raise ConfigError(message)
         registry = copy.deepcopy(plain(reference_model.registry))
-        model = cls._from_registry(registry, reference_model.init_arguments, adata, new_peaks=new_peaks)
+        model = cls._from_registry(
+            registry, reference_model.init_arguments, adata, new_peaks=new_peaks, extend_categories=True
+        )
         if model.config.task in LABEL_TASKS and model.classes != reference_model.classes:
             new = sorted(set(model.classes) - set(reference_model.classes))
             message = (
@@ -208,6 +211,10 @@ class FinetuneMixin(LatentMixin):
             return _by_name(own, value, self._names(), source._names(), n_special=1)
         if name == BATCH_ROWS and own.shape[0] > value.shape[0]:
             return torch.cat([value, value.mean(0).expand(own.shape[0] - value.shape[0], -1)])
+        if name == DECODER_INPUTS and own.shape[1] > value.shape[1]:
+            # a model of one batch has no vector of it: what is told of the batch starts without effect
+            cell, gene = value.tensor_split([self.config.width], dim=1)
+            return torch.cat([cell, value.new_zeros(len(value), own.shape[1] - value.shape[1]), gene], dim=1)
         return value.clone() if own.shape == value.shape else None
 
     def _names(self) -> np.ndarray:

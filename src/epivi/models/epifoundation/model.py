@@ -17,7 +17,7 @@ from epivi.data.buckets import TokenBudgetSampler, fixed_batches
 from epivi.data.sparse import modality_rows
 from epivi.data.splits import split_cells, split_groups
 from epivi.data.tokens import TokenDataset
-from epivi.models.base import model_seed, seeded_module
+from epivi.models.base import ROWS_AT_ONCE, model_seed, seeded_module
 from epivi.models.base_training import TrainingData
 from epivi.models.epifoundation.config import (
     BATCH_CORRECTION,
@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 TOKEN_BUDGET = 48_000
 MOST_REPEATS = 10
+LSI_COMPONENTS = 50
+LEAST_SD = 0.01
+STANDARDISED_CELLS = 2048
 
 
 class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
@@ -73,7 +76,8 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
     peak_identity
         Whether each peak has a vector of its own.
     peak_init
-        ``"random"``, or ``"lsi"``: peaks start at the mean LSI coordinates of the training cells where they are open.
+        ``"random"``, or ``"lsi"``, the default of the size "tutorial": peaks start at the mean LSI coordinates of the
+        training cells where they are open, so that the label-free vectors start near LSI.
     masked_peak_weight, masked_peak_rate
         Weight of a further objective of pretraining, to tell hidden open peaks from closed ones, and the share of
         peaks hidden. By default 0 where there is expression, and 1 where there is none.
@@ -128,11 +132,11 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
         n_gate: int | None = None,
         max_peaks: int | None = None,
         max_genes: int | None = None,
-        dropout_rate: float = 0.15,
+        dropout_rate: float | None = None,
         peak_dim: int | None = None,
         positions: str = "chromosome",
         peak_identity: bool = True,
-        peak_init: str = "random",
+        peak_init: str | None = None,
         masked_peak_weight: float | None = None,
         masked_peak_rate: float = 0.15,
         batch_adversary: float = 0.0,
@@ -223,7 +227,28 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
         module = EpiFoundationModule(self.config, vocabulary)
         if self.config.peak_init == "lsi" and self.adata is not None:
             self._start_from_lsi(module)
+        if self.config.task == EXPRESSION and self.adata is not None:
+            self._start_from_means(module)
         return module
+
+    def _start_from_means(self, module: EpiFoundationModule) -> None:
+        """Tell the decoder mean and standard deviation of each gene over the cells with expression."""
+        encode = self._encoding(self.adata, targets=True)
+        dataset = self.adata_manager.create_torch_dataset(data_and_attributes=[BATCH_RNA])
+        sums_2n, n_cells = np.zeros((2, self.gene_names.size)), 0
+        for start in range(0, self.adata.n_obs, ROWS_AT_ONCE):
+            rows = dataset[np.arange(start, min(start + ROWS_AT_ONCE, self.adata.n_obs))]
+            indptr, indices, values = (rows[f"{BATCH_RNA}_{part}"].numpy() for part in ("indptr", "indices", "values"))
+            target_o = encode.expression(indptr, values)
+            for number, power_o in enumerate((target_o, np.square(target_o))):
+                sums_2n[number] += np.bincount(indices, power_o, minlength=sums_2n.shape[1])
+            n_cells += int((np.diff(indptr) > 0).sum())
+        mean_n, square_n = sums_2n / max(n_cells, 1)
+        module.gene_mean.copy_(torch.from_numpy(mean_n))
+        if self.config.expression_target == "lognorm":
+            sd_n = np.sqrt(np.maximum(square_n - mean_n**2, 0.0))
+            # a gene expressed in one cell of the data must not weigh as one that varies
+            module.gene_sd.copy_(torch.from_numpy(np.maximum(sd_n, LEAST_SD * sd_n.max())))
 
     def _start_from_lsi(self, module: EpiFoundationModule) -> None:
         """Start the peaks at the mean LSI coordinates of the cells in which they are open."""
@@ -231,8 +256,8 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
 
         holder = self.adata if isinstance(self.adata, AnnData) else self.adata.mod[self._mod_key(self.adata)]
         layer = self._setup_argument("layer" if isinstance(self.adata, AnnData) else "atac_layer")
-        rows = module.encoder.peaks.table.weight.shape[1]
-        centroids = peak_centroids(holder, layer=layer, n_comps=rows, seed=self.seed)
+        n_comps = min(module.encoder.peaks.table.weight.shape[1], LSI_COMPONENTS)
+        centroids = peak_centroids(holder, layer=layer, n_comps=n_comps, seed=self.seed)
         found = holder.var_names.get_indexer(self.feature_names)
         with torch.no_grad():
             module.encoder.peaks.table.weight[2:, : centroids.shape[1]] += torch.from_numpy(centroids[found])
@@ -297,9 +322,22 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
             As there.
         """
         self._split_key, self._token_budget = split_key, token_budget
+        if self.adata is not None and not self.is_trained_:
+            self._standardise()
         super().train(max_epochs, **kwargs)
         if self.config.task in LABEL_TASKS:
             self._calibrate()
+
+    def _standardise(self) -> None:
+        """Tell the decoders mean and standard deviation of the cell vectors as they are."""
+        rows = np.random.default_rng(self.seed).permutation(self.adata.n_obs)[:STANDARDISED_CELLS]
+        vectors_nd = np.zeros((rows.size, self.config.width), dtype=np.float32)
+        with torch.inference_mode():
+            for at, batch in self._read(self.adata, rows, None):
+                vectors_nd[at] = self._cells(batch).float().cpu().numpy()
+        sd_d = vectors_nd.std(0)
+        self.module.cell_mean.copy_(torch.from_numpy(vectors_nd.mean(0)))
+        self.module.cell_sd.copy_(torch.from_numpy(np.maximum(sd_d, LEAST_SD * max(float(sd_d.max()), 1e-6))))
 
     def training_data(self, config: TrainingConfig, world_size: int) -> TrainingData:
         """Return cells as tokens, split at random or by group, in minibatches of similar length."""

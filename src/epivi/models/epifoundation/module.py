@@ -72,7 +72,11 @@ class EpiFoundationModule(EpiModule):
         Sizes and places.
     """
 
+    cell_mean: Tensor
+    cell_sd: Tensor
     gene_log_odds: Tensor
+    gene_mean: Tensor
+    gene_sd: Tensor
     temperature: Tensor
 
     def __init__(self, config: EpiFoundationConfig, vocabulary: Vocabulary) -> None:
@@ -97,6 +101,10 @@ class EpiFoundationModule(EpiModule):
                     self.batches = TokenTable(vocabulary.n_batch, width, n_special=0)
                     n_input = 2 * width
             self.decoder = GatedDecoder(n_input, width, config.n_gate, n_out)
+            if config.task == EXPRESSION:
+                # the decoder predicts by how many standard deviations a cell differs from the mean of the training cells
+                self.register_buffer("gene_mean", torch.zeros(self.n_genes))
+                self.register_buffer("gene_sd", torch.ones(self.n_genes))
         if config.task in LABEL_TASKS:
             self.decoder = LabelDecoder(width, vocabulary.n_classes)
             self.register_buffer("temperature", torch.ones(()))
@@ -106,6 +114,9 @@ class EpiFoundationModule(EpiModule):
             nn.init.zeros_(self.peak_bias.weight)
         if config.batch_adversary > 0 and vocabulary.n_batch > 1:
             self.adversary = BatchAdversary(width, vocabulary.n_batch, config.batch_adversary)
+        # decoders read the cell vector in units of its spread over cells when training began
+        self.register_buffer("cell_mean", torch.zeros(width))
+        self.register_buffer("cell_sd", torch.ones(width))
         self.register_buffer("gene_log_odds", vocabulary.gene_log_odds.float(), persistent=False)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002
@@ -137,11 +148,10 @@ class EpiFoundationModule(EpiModule):
         inference_outputs: dict[str, Any],
         **kwargs: Any,  # noqa: ARG002
     ) -> dict[str, Any]:
-        return {
-            "z": inference_outputs["z"],
-            "genes": tensors.get(keys.BATCH_GENES),
-            "batch": tensors.get(REGISTRY_KEYS.BATCH_KEY),
-        }
+        genes = tensors.get(keys.BATCH_GENES)
+        if genes is not None and genes.shape[1] == self.n_genes and self.config.task == EXPRESSION:
+            genes = None  # all genes of the vocabulary, in order
+        return {"z": inference_outputs["z"], "genes": genes, "batch": tensors.get(REGISTRY_KEYS.BATCH_KEY)}
 
     @auto_move_data
     def generative(self, z: Tensor, genes: Tensor | None = None, batch: Tensor | None = None) -> dict[str, Any]:
@@ -151,15 +161,26 @@ class EpiFoundationModule(EpiModule):
         Without ``batch`` the mean of the vectors of all batches is read.
         """
         outputs: dict[str, Any] = {}
+        z = self.standardised(z)
         if isinstance(self.decoder, LabelDecoder):
             outputs["classes"] = self.decoder(z)
         elif self.genes is not None and self.decoder is not None:
             table_nd = self.genes(self.encoder.places)
-            index_bg = genes
-            if genes is not None and genes.shape[1] == self.n_genes and self.config.task == EXPRESSION:
-                index_bg = None  # all genes of the vocabulary, in order
-            outputs["genes"] = self.decoder(self._with_batch(z, batch), table_nd, index_bg)
+            outputs["genes"] = self.decoder(self._with_batch(z, batch), table_nd, genes)
+            if self.config.task == EXPRESSION:
+                mean_g, sd_g = (
+                    values_n if genes is None else values_n[genes.clamp_min(0)]
+                    for values_n in (self.gene_mean, self.gene_sd)
+                )
+                outputs["genes"] = mean_g[..., None] + sd_g[..., None] * outputs["genes"]
         return outputs
+
+    def standardised(self, z_bd: Tensor) -> Tensor:
+        """Return cell vectors in units of their spread over the cells when training began.
+
+        At the start the vectors of all cells are nearly alike: most of each is the vector of [CLS].
+        """
+        return (z_bd - self.cell_mean) / self.cell_sd
 
     def _with_batch(self, z_bd: Tensor, batch_b1: Tensor | None) -> Tensor:
         """Return the cell vectors, followed by those of their batches where the decoder reads them (equation 7)."""
@@ -180,7 +201,9 @@ class EpiFoundationModule(EpiModule):
         table = self.encoder.peaks
         vectors_bhd = table(peaks_bh)
         scale = vectors_bhd.shape[2] ** -0.5
-        return (vectors_bhd @ self.peak_readout(z_bd)[:, :, None])[:, :, 0] * scale + self.peak_bias(peaks_bh)[:, :, 0]
+        return (vectors_bhd @ self.peak_readout(self.standardised(z_bd))[:, :, None])[:, :, 0] * scale + self.peak_bias(
+            peaks_bh
+        )[:, :, 0]
 
     def loss(
         self,
@@ -199,14 +222,15 @@ class EpiFoundationModule(EpiModule):
         if self.peak_readout is not None:
             peaks_bh = tensors[keys.BATCH_HIDDEN_PEAKS]
             logit_bh = self.peak_logits(z_bd, peaks_bh.clamp_min(0))
-            loss = open_peak_loss(logit_bh, tensors[keys.BATCH_HIDDEN_IS_OPEN], peaks_bh >= 0)
+            # pads are -1; peaks that the vocabulary lacks are 0, and have no vector to be told by
+            loss = open_peak_loss(logit_bh, tensors[keys.BATCH_HIDDEN_IS_OPEN], peaks_bh > 0)
             terms["peaks"] = self.config.masked_peak_weight * loss
             metrics["peak_loss"] = loss.detach()
         if "classes" in generative_outputs:
             self._label_loss(tensors, generative_outputs["classes"], terms, metrics)
         if self.adversary is not None:
             batch_b = tensors[REGISTRY_KEYS.BATCH_KEY][:, 0]
-            terms["adversary"] = cross_entropy(self.adversary(z_bd), batch_b)
+            terms["adversary"] = cross_entropy(self.adversary(self.standardised(z_bd)), batch_b)
             metrics["adversary_loss"] = terms["adversary"].detach()
         # a minibatch with nothing to score (cells without RNA) still has a graph
         total = torch.stack([*terms.values(), 0.0 * z_bd.sum()]).sum()
@@ -225,8 +249,10 @@ class EpiFoundationModule(EpiModule):
         genes_bg, target_bg = tensors[keys.BATCH_GENES], tensors[keys.BATCH_GENE_TARGET]
         mask_bg = genes_bg >= 0
         if self.config.task == EXPRESSION:
-            terms["genes"] = masked_mean((outputs_bgo[:, :, 0] - target_bg).square(), mask_bg)
-            metrics["expression_mse"] = terms["genes"].detach()
+            error_bg = outputs_bgo[:, :, 0] - target_bg
+            # each gene in units of its own standard deviation, so that weakly expressed ones are learnt too
+            terms["genes"] = masked_mean((error_bg / self.gene_sd[genes_bg.clamp_min(0)]).square(), mask_bg)
+            metrics["expression_mse"] = masked_mean(error_bg.square(), mask_bg).detach()
             return
         terms["genes"] = gene_cross_entropy(outputs_bgo, target_bg, mask_bg)
         with torch.no_grad():

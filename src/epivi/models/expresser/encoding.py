@@ -149,7 +149,7 @@ class CellEncoding:
         Which genes each data set measures, (c, m), and the data set of each cell, (n,).
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         names: Iterable[str],
         columns: np.ndarray,

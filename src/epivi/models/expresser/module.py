@@ -54,7 +54,7 @@ class ExpresserModule(EpiModule):
         self,
         tokens: Tensor,
         length: Tensor,
-        bin: Tensor,  # noqa: A002
+        bin: Tensor,
         *,
         deterministic: bool = False,  # noqa: ARG002
     ) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class ExpresserModule(EpiModule):
         self,
         context: Tensor,
         tokens: Tensor,
-        bin: Tensor,  # noqa: A002
+        bin: Tensor,
         query: Tensor,
         maximum: Tensor,
         shift: Tensor,
@@ -99,7 +99,13 @@ class ExpresserModule(EpiModule):
 
     @auto_move_data
     def ask(
-        self, tokens: Tensor, length: Tensor, bin: Tensor, maximum: Tensor, shift: Tensor, asked: Tensor  # noqa: A002
+        self,
+        tokens: Tensor,
+        length: Tensor,
+        bin: Tensor,
+        maximum: Tensor,
+        shift: Tensor,
+        asked: Tensor,
     ) -> tuple[Prediction, Tensor | None]:
         """Return the prediction of genes asked for, parts of shape (b, u), and the logits that they are expressed."""
         context_btd, gene_bud = self.network.encode_asked(tokens, length, bin, asked)
@@ -150,7 +156,7 @@ class ExpresserModule(EpiModule):
         """Return the cross-entropy of hidden genes against genes that are not expressed, from the observed ones."""
         tokens_bt, bin_bt = tensors[keys.BATCH_TOKENS], tensors[keys.BATCH_BIN]
         # the observed genes alone: that a hidden gene stands among the tokens would tell that it is expressed
-        order_bt = (bin_bt == 0).long().argsort(1, stable=True)
+        order_bt = (bin_bt == 0).long().argsort(dim=1, stable=True)
         n_seen_b = (bin_bt > 0).sum(1)
         n_t = max(int(n_seen_b.max()), 1)
         seen_bt, seen_bin_bt = (x.gather(1, order_bt)[:, :n_t] for x in (tokens_bt, bin_bt))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from epivi.models.expresser.config import ExpresserConfig
 
+USUAL_VALUE = 2.0
 LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE = -8.0, 4.0
 
 
@@ -68,6 +69,8 @@ class Head(nn.Module):
         super().__init__()
         self.hidden = nn.Linear(width + 1, width)
         self.out = nn.Linear(width, n_out)
+        # a common log-normalised value of an expressed gene: from 0, the first epochs would learn no more than this
+        nn.init.constant_(self.out.bias[:1], USUAL_VALUE)
         if starts_at_zero:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)

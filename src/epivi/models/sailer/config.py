@@ -15,6 +15,8 @@ ENCODERS = ("chromosome", "dense", "linear")
 PRESETS = ("epivi", "released_code")
 BOUNDS = ("pairwise", "mixture", "none")
 TRANSFORMS = ("binary", "tfidf")
+LIKELIHOODS = ("bernoulli", "poisson")
+KERNELS = ("auto", "float32", "plain")
 OPEN_WEIGHT_CAP = 30.0
 # a deep network holds 2 x 64 weights a peak; with fewer open entries a peak they cannot be fit
 LINEAR_BELOW = 128.0
@@ -53,6 +55,7 @@ class SailerConfig:
     dropout_rate: float = 0.0
     input_transform: str = "binary"
     input_dropout_rate: float = 0.0
+    likelihood: str = "bernoulli"
     open_weight: float | str = "auto"
     invariance_weight: float = 1.0
     kl_scale: float = 1.0
@@ -61,6 +64,7 @@ class SailerConfig:
     batch_norm_momentum: float = 0.1
     batch_norm_eps: float = 1e-5
     use_covariates: bool = True
+    kernels: str = "auto"
 
     @classmethod
     def chosen(cls, arguments: Mapping[str, Any], *, has_chromosomes: bool, open_per_peak: float) -> Self:
@@ -110,6 +114,8 @@ class SailerConfig:
         _validate.check_choice(self.input_transform, "input_transform", TRANSFORMS)
         _validate.check_choice(self.information_bound, "information_bound", BOUNDS)
         _validate.check_choice(self.loss_preset, "loss_preset", PRESETS)
+        _validate.check_choice(self.likelihood, "likelihood", LIKELIHOODS)
+        _validate.check_choice(self.kernels, "kernels", KERNELS)
         _validate.check_number(self.n_latent, "n_latent", low=1, integer=True)
         for name in ("dropout_rate", "input_dropout_rate"):
             _validate.check_number(getattr(self, name), name, low=0.0, high=1.0, high_inclusive=False)
@@ -125,6 +131,18 @@ class SailerConfig:
         else:
             _validate.check_number(self.open_weight, "open_weight", low=0.0, low_inclusive=False)
         self._check_hidden()
+        self._check_likelihood()
+
+    def _check_likelihood(self) -> None:
+        """Refuse weights of open entries where entries are counts."""
+        if self.likelihood == "bernoulli":
+            return
+        if self.open_weight not in ("auto", 1.0) or self.loss_preset != "epivi":
+            message = (
+                f"likelihood='{self.likelihood}' models counts and has no weights of open entries: leave out "
+                f"open_weight (found {self.open_weight!r}) and loss_preset (found '{self.loss_preset}')."
+            )
+            raise ConfigError(message)
 
     def _check_hidden(self) -> None:
         if self.n_hidden is None:
@@ -143,7 +161,7 @@ class SailerConfig:
         return int(self.n_hidden[0]), int(self.n_hidden[1])
 
     def resolve_open_weight(self, density: float) -> float:
-        """Return omega: as given, or the ratio of closed to open entries, at most 30.
+        """Return omega: as given, or the ratio of closed to open entries, at most 30; 1 where entries are counts.
 
         Parameters
         ----------
@@ -155,6 +173,8 @@ class SailerConfig:
         >>> SailerConfig().resolve_open_weight(0.2)
         4.0
         """
+        if self.likelihood != "bernoulli":
+            return 1.0
         if isinstance(self.open_weight, str):
             return min(max((1.0 - density) / density, 1.0), OPEN_WEIGHT_CAP)
         return float(self.open_weight)

@@ -112,11 +112,15 @@ class DifferentialMixin(EpiModel):
         delta, n_samples = options["delta"], options["n_samples"]
         rng = np.random.default_rng([self.seed, 0xDA])
         hidden = [self._hidden_samples(adata, rows, rng, n_samples, options["batch"]) for rows in (rows1, rows2)]
+        scales = [self.module.log_scale(h, self._depth("mean") or 1.0) for h in hidden]
         n_peaks = self.module.blocks.n_peaks
         estimates: dict[str, list[np.ndarray]] = {"est_prob1": [], "est_prob2": [], "prob_da": []}
         for start in range(0, n_peaks, PEAKS_AT_ONCE):
             peaks = torch.arange(start, min(start + PEAKS_AT_ONCE, n_peaks), device=self.device)
-            first, second = (self.module.probabilities(h, peaks).cpu().numpy() for h in hidden)
+            first, second = (
+                self.module.probabilities(h, peaks, log_scale_b=scale_b).cpu().numpy()
+                for h, scale_b in zip(hidden, scales, strict=True)
+            )
             effect = second - first
             estimates["est_prob1"].append(first.mean(0, dtype=np.float64))
             estimates["est_prob2"].append(second.mean(0, dtype=np.float64))

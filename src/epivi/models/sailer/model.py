@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from epivi._keys import BATCH_DEPTH
+from epivi._keys import BATCH_DEPTH, BATCH_INDICES, BATCH_VALUES
 from epivi.data.fields import CHROMOSOMES, DENSITY, MEAN, OPEN_PER_PEAK, SD
 from epivi.models.base import ROWS_AT_ONCE, EpiModel, model_seed, seeded_module
 from epivi.models.base_setup import ObsKeys, check_transfer, register
@@ -60,6 +60,9 @@ class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
         document frequency in rows of equal length. By default ``"tfidf"`` for the linear encoder, else ``"binary"``.
     input_dropout_rate
         Share of open peaks hidden from the encoder in training; by default 0.75 for the linear encoder, else 0.
+    likelihood
+        ``"bernoulli"``: entries are open or closed, as in the paper; ``"poisson"``: entries are counts (of fragments),
+        with rates that are shares of the cell's count.
     open_weight
         Weight omega of open entries in the likelihood; ``"auto"`` is the ratio of closed to open entries, at most 30.
         Probabilities are calibrated for it. By default 1 for the linear encoder, else ``"auto"``.
@@ -76,6 +79,10 @@ class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
         If false the decoder is given nothing: the ablation against which invariance is measured.
     batch_norm_momentum, batch_norm_eps
         Of the batch normalisation.
+    kernels
+        How the layers that touch all peaks are computed on the CPU: ``"auto"``, compiled, with products of training
+        steps in bfloat16 where the processor has them (weights, sums and optimiser stay in single precision);
+        ``"float32"``, compiled in single precision; ``"plain"``, by torch. On a GPU torch computes them always.
     seed
         Seed of the weights, and of the training unless it is given another; by default that of scvi-tools, else 0.
 
@@ -117,6 +124,7 @@ class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
         dropout_rate: float = 0.0,
         input_transform: str | None = None,
         input_dropout_rate: float | None = None,
+        likelihood: str = "bernoulli",
         open_weight: float | str | None = None,
         invariance_weight: float = 1.0,
         kl_scale: float | None = None,
@@ -125,6 +133,7 @@ class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
         use_covariates: bool = True,
         batch_norm_momentum: float = 0.1,
         batch_norm_eps: float = 1e-5,
+        kernels: str = "auto",
         seed: int | None = None,
     ) -> None:
         chosen = {k: v for k, v in locals().items() if k not in ("self", "adata", "registry", "seed", "__class__")}
@@ -162,14 +171,13 @@ class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
 
     def _build_module(self, blocks: Any) -> SailerModule:
         x_state = self._field_state(REGISTRY_KEYS.X_KEY)
-        frequency, mean_open = (None, 1.0) if self.adata is None else self._open_frequency()
+        more = {} if self.adata is None else self._of_data()
         return self._module_cls(
             self.config,
             blocks,
             self._covariates(),
             open_weight=self.config.resolve_open_weight(x_state[DENSITY]),
-            frequency=frequency,
-            mean_open=mean_open,
+            **more,
             **self._module_arguments(),
         )
 
@@ -177,14 +185,19 @@ class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
         """Return what the module of a subclass needs beside that of SAILER."""
         return {}
 
-    def _open_frequency(self) -> tuple[torch.Tensor, float]:
-        """Share of cells in which each peak is open, in the trained order, and the mean number of open peaks."""
+    def _of_data(self) -> dict[str, Any]:
+        """Share of cells in which each peak is open, in the trained order; mean number of open peaks; count a depth."""
         dataset = self.adata_manager.create_torch_dataset(data_and_attributes=[REGISTRY_KEYS.X_KEY])
-        total = np.zeros(self.summary_stats.n_vars)
+        total, count = np.zeros(self.summary_stats.n_vars), 0.0
         for start in range(0, len(dataset), ROWS_AT_ONCE):
-            indices = dataset[np.arange(start, min(start + ROWS_AT_ONCE, len(dataset)))]["x_indices"].numpy()
-            total += np.bincount(indices, minlength=total.size)
-        return torch.from_numpy((total / len(dataset)).astype(np.float32)), float(total.sum() / len(dataset))
+            rows = dataset[np.arange(start, min(start + ROWS_AT_ONCE, len(dataset)))]
+            total += np.bincount(rows[BATCH_INDICES].numpy(), minlength=total.size)
+            count += float(rows[BATCH_VALUES].double().sum())
+        return {
+            "frequency": torch.from_numpy((total / len(dataset)).astype(np.float32)),
+            "mean_open": float(total.sum() / len(dataset)),
+            "counts_per_depth": count / float(self._registered(BATCH_DEPTH).sum(dtype=np.float64)),
+        }
 
     def _covariates(self) -> DecoderCovariates:
         depth = self._field_state(BATCH_DEPTH)

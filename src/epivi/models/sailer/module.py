@@ -12,18 +12,20 @@ from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput, auto_move_data
 from torch.distributions import Normal
 
-from epivi._keys import BATCH_DEPTH, BATCH_INDICES, BATCH_INDPTR
+from epivi._keys import BATCH_DEPTH, BATCH_INDICES, BATCH_INDPTR, BATCH_VALUES
 from epivi.models.base_module import EpiModule
+from epivi.nn.kernels import has_half_precision, layer_outputs, list_by_peak
 from epivi.nn.mlp import ChromosomeDecoder, ChromosomeEncoder, DenseDecoder, DenseEncoder, LinearDecoder, LinearEncoder
 from epivi.objectives.invariance import kl_standard_normal, mixture_information, pairwise_kl
-from epivi.objectives.likelihoods import calibrate, weighted_bernoulli
+from epivi.objectives.likelihoods import layer_bernoulli, layer_poisson
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from epivi.models.sailer.config import SailerConfig
     from epivi.nn.covariates import DecoderCovariates
-    from epivi.nn.linear import PeakBlocks
+    from epivi.nn.kernels import PeakLists
+    from epivi.nn.linear import BlockedRows, PeakBlocks
 
 NETWORKS = {
     "chromosome": (ChromosomeEncoder, ChromosomeDecoder),
@@ -50,6 +52,8 @@ class SailerModule(EpiModule):
         document frequencies. ``None`` where weights are loaded afterwards.
     mean_open
         Mean number of open peaks of a cell.
+    counts_per_depth
+        Mean count of a cell over mean depth, of the Poisson likelihood: the rates of a cell add up to depth times it.
     """
 
     encoder: Any
@@ -57,6 +61,7 @@ class SailerModule(EpiModule):
     config: Any
     open_weight: Tensor
     input_norm: Tensor
+    counts_per_depth: Tensor
     feature_weight: Tensor
 
     def __init__(
@@ -68,6 +73,7 @@ class SailerModule(EpiModule):
         open_weight: float,
         frequency: Tensor | None = None,
         mean_open: float = 1.0,
+        counts_per_depth: float = 1.0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -85,14 +91,21 @@ class SailerModule(EpiModule):
         self.register_buffer("open_weight", torch.tensor(float(open_weight)))
         self.register_buffer("input_norm", torch.tensor(float(mean_open)).sqrt())
         self.register_buffer("feature_weight", torch.ones(blocks.n_peaks))
+        if self.is_poisson:
+            self.register_buffer("counts_per_depth", torch.tensor(float(counts_per_depth)))
         if frequency is not None:
             self._start_from(frequency)
 
+    @property
+    def is_poisson(self) -> bool:
+        """Whether entries are counts."""
+        return self.config.likelihood == "poisson"
+
     @torch.no_grad()
     def _start_from(self, frequency_p: Tensor) -> None:
-        """Logits begin at the log odds that minimise the weighted loss of a model without latent."""
+        """Logits begin at the log odds that minimise the weighted loss of a model without latent, or near them."""
         p = frequency_p.clamp(1e-5, 1 - 1e-5)
-        odds = float(self._weights()[0]) / self._weights()[1] * p / (1 - p)
+        odds = p if self.is_poisson else float(self._weights()[0]) / self._weights()[1] * p / (1 - p)
         self.decoder.logits.bias[self.blocks.rank] = odds.log().to(self.decoder.logits.bias.dtype)
         self.feature_weight.copy_(torch.log1p(1.0 / p))
 
@@ -115,7 +128,8 @@ class SailerModule(EpiModule):
         return (weight, weight) if self.is_released else (weight, 1.0)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002
-        return {"indptr": tensors[BATCH_INDPTR], "indices": tensors[BATCH_INDICES]}
+        counts = {"counts": tensors[BATCH_VALUES]} if self.is_poisson else {}
+        return {"indptr": tensors[BATCH_INDPTR], "indices": tensors[BATCH_INDICES], **counts}
 
     def _get_generative_input(
         self,
@@ -156,10 +170,30 @@ class SailerModule(EpiModule):
             values_o = kept_o if values_o is None else values_o * kept_o
         return values_o
 
+    @property
+    def uses_kernels(self) -> bool:
+        """Whether the compiled layers serve: they know the CPU and single precision."""
+        weight = self.decoder.logits.weight
+        return self.config.kernels != "plain" and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+    @property
+    def uses_half(self) -> bool:
+        """Whether the products of a training step are in bfloat16."""
+        return self.config.kernels == "auto" and self.training and torch.is_grad_enabled() and has_half_precision()
+
+    def _blocked(self, indptr: Tensor, indices: Tensor, counts: Tensor | None) -> BlockedRows | PeakLists:
+        """Return the batch as the layers read it."""
+        values_o = self._values(indptr, indices)
+        if self.uses_kernels:
+            return list_by_peak(self.blocks, indptr, indices, values_o, counts)
+        return self.blocks.split(indptr, indices, values_o, counts)
+
     @auto_move_data
-    def inference(self, indptr: Tensor, indices: Tensor, *, deterministic: bool = False) -> dict[str, Any]:
+    def inference(
+        self, indptr: Tensor, indices: Tensor, counts: Tensor | None = None, *, deterministic: bool = False
+    ) -> dict[str, Any]:
         """Return the posterior ``qz``, a sample ``z`` (the mean if ``deterministic``) and the batch in blocks."""
-        batch = self.blocks.split(indptr, indices, self._values(indptr, indices))
+        batch = self._blocked(indptr, indices, counts)
         mean_bd, logvar_bd = self.encoder(batch)
         sd_bd = (0.5 * logvar_bd).exp()
         noise_sd_bd = logvar_bd.exp() if self.is_released else sd_bd
@@ -180,17 +214,24 @@ class SailerModule(EpiModule):
         covariates_bk = self.covariates(depth_b, batch_b, categorical_bi, continuous_bi).to(z.dtype)
         return {"hidden": self.decoder(z, covariates_bk if self.config.use_covariates else covariates_bk[:, :0])}
 
-    def reconstruction(self, hidden: Tensor, blocked: Any, *, weighted: bool = True) -> Tensor:
-        """Return the (weighted) negative log-likelihood of each cell, shape (b,)."""
+    def reconstruction(self, hidden: Tensor, blocked: Any, *, weighted: bool = True, expected: float = 1.0) -> Tensor:
+        """Return the (weighted) negative log-likelihood of each cell, shape (b,).
+
+        ``expected`` is what the gradient of each of them is likely to be.
+        """
+        if self.is_poisson:
+            return layer_poisson(self.decoder.logits, hidden, blocked, half=self.uses_half, expected=expected)
         weight, closed_weight = self._weights() if weighted else (1.0, 1.0)
-        loss_b = hidden.new_zeros(hidden.shape[0])
-        shift = 0.0 if weighted else self.open_weight_shift
-        for j, block_bp in enumerate(self.decoder.logits(hidden)):
-            logits_bp = block_bp - shift if shift else block_bp
-            loss_b = loss_b + weighted_bernoulli(
-                logits_bp, blocked.flat(j), blocked.rows[j], weight, closed_weight=closed_weight
-            )
-        return loss_b
+        return layer_bernoulli(
+            self.decoder.logits,
+            hidden,
+            blocked,
+            weight=weight,
+            closed_weight=closed_weight,
+            shift=0.0 if weighted else self.open_weight_shift,
+            half=self.uses_half,
+            expected=expected,
+        )
 
     @property
     def open_weight_shift(self) -> float:
@@ -209,9 +250,11 @@ class SailerModule(EpiModule):
         """Return < kl_w KL + (1 + lambda) R > + lambda kl_w PKL (equations 2.5-2.6 and 2.14)."""
         kl_weight = kl_weight * self.config.kl_scale
         mean_bd, logvar_bd = inference_outputs["mean_bd"], inference_outputs["logvar_bd"]
-        reconstruction_b = self.reconstruction(generative_outputs["hidden"], inference_outputs["blocked"])
-        information = self._information(mean_bd, logvar_bd)
         lam = self.config.invariance_weight
+        hidden, blocked = generative_outputs["hidden"], inference_outputs["blocked"]
+        expected = (1.0 + lam) / hidden.shape[0] / (float(self.open_weight) if self.is_released else 1.0)
+        reconstruction_b = self.reconstruction(hidden, blocked, expected=expected)
+        information = self._information(mean_bd, logvar_bd)
         if self.is_released:
             # effective weights of the released code: KL with the standard deviation in place of the variance,
             # 1 / (2 omega) in front of KL and of the pairwise term
@@ -238,8 +281,25 @@ class SailerModule(EpiModule):
         return bound(mean_bd, logvar_bd)
 
     @torch.inference_mode()
-    def probabilities(self, hidden: Tensor, peaks: Tensor | None, *, calibrated: bool = True) -> Tensor:
-        """Return accessibility of all or of chosen peaks in the user's order, shape (b, p).
+    def log_scale(self, hidden: Tensor, depth_b: Tensor | float) -> Tensor | None:
+        """Return what Poisson rates need beside the logits, shape (b,): log of depth and counts over the softmax's sum.
+
+        ``None`` where entries are open or closed.
+        """
+        if not self.is_poisson:
+            return None
+        log_sum_b = torch.logsumexp(self._outputs(hidden, None), dim=1)
+        return torch.as_tensor(depth_b, dtype=hidden.dtype, device=hidden.device).log() + (
+            self.counts_per_depth.log() - log_sum_b
+        )
+
+    @torch.inference_mode()
+    def probabilities(
+        self, hidden: Tensor, peaks: Tensor | None, *, calibrated: bool = True, log_scale_b: Tensor | None = None
+    ) -> Tensor:
+        r"""Return accessibility of all or of chosen peaks in the user's order, shape (b, p).
+
+        Under the Poisson likelihood it is the probability of any count, :math:`1 - e^{-r}` with the rate r.
 
         Parameters
         ----------
@@ -249,13 +309,25 @@ class SailerModule(EpiModule):
             Numbers of the peaks; all if ``None``.
         calibrated
             Undo the weight of the open entries.
+        log_scale_b
+            Output of :meth:`log_scale`.
         """
+        # calibration takes the log of the weight from the logit
+        shift = self.open_weight_shift if calibrated else 0.0
         if peaks is None:
-            logits_bp = torch.cat(list(self.decoder.logits(hidden)), dim=1)
+            out_bp = self._outputs(hidden, None if self.is_poisson else shift)
             if not self.blocks.is_ordered:
-                logits_bp = logits_bp[:, self.blocks.rank]
+                out_bp = out_bp[:, self.blocks.rank]
         else:
-            logits_bp = self.decoder.logits.columns(hidden, peaks)
-        weight, closed_weight = self._weights()
-        probability_bp = torch.sigmoid(logits_bp)
-        return calibrate(probability_bp, weight / closed_weight) if calibrated else probability_bp
+            out_bp = self.decoder.logits.columns(hidden, peaks)
+            if not self.is_poisson:
+                out_bp = torch.sigmoid(out_bp - shift)
+        return out_bp if log_scale_b is None else -torch.expm1(-torch.exp(out_bp + log_scale_b.unsqueeze(1)))
+
+    def _outputs(self, hidden: Tensor, shift: float | None) -> Tensor:
+        """Return all logits in block order, or with a shift probabilities."""
+        layer = self.decoder.logits
+        if self.uses_kernels:
+            return layer_outputs(hidden, layer.weight, layer.bias, self.blocks, shift=shift)
+        logits_bp = torch.cat(list(layer(hidden)), dim=1)
+        return logits_bp if shift is None else torch.sigmoid(logits_bp - shift)

@@ -65,7 +65,8 @@ class OutputsMixin(LikelihoodMixin):
         threshold
             Set probabilities below it to zero and return a sparse result, built batch by batch.
         calibrated
-            Undo the weight of open entries, so that values are probabilities.
+            Undo the weight of open entries, so that values are probabilities. Under the Poisson likelihood they always
+            are: those of any count.
         return_numpy
             Return an array, or with ``threshold`` a csr matrix.
 
@@ -128,7 +129,8 @@ class OutputsMixin(LikelihoodMixin):
                 outputs["z"] = self._sample(batch, outputs["qz"])
             inputs = self.module._get_generative_input(batch, outputs, use_z_mean=use_z_mean, **options)
             hidden = self.module.generative(**inputs)["hidden"]
-            yield self.module.probabilities(hidden, peaks, calibrated=calibrated).cpu().numpy()
+            scale_b = self.module.log_scale(hidden, inputs["depth_b"])
+            yield self.module.probabilities(hidden, peaks, calibrated=calibrated, log_scale_b=scale_b).cpu().numpy()
 
     def _regions(self, region_list: Sequence[str] | None) -> tuple[torch.Tensor | None, np.ndarray]:
         names = self.feature_names

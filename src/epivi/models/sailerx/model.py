@@ -83,7 +83,7 @@ class SAILERX(SAILER):
         the reference. Off by default; the latent of such cells then contains the reference itself.
     encoder, n_hidden, dropout_rate, input_transform, input_dropout_rate, open_weight, invariance_weight, kl_scale
         As in :class:`epivi.SAILER`.
-    information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_eps, seed
+    information_bound, loss_preset, use_covariates, batch_norm_momentum, batch_norm_eps, kernels, likelihood, seed
         As in :class:`epivi.SAILER`.
 
     Raises
@@ -122,6 +122,7 @@ class SAILERX(SAILER):
         dropout_rate: float = 0.0,
         input_transform: str | None = None,
         input_dropout_rate: float | None = None,
+        likelihood: str = "bernoulli",
         open_weight: float | str | None = None,
         invariance_weight: float = 1.0,
         kl_scale: float | None = None,
@@ -130,6 +131,7 @@ class SAILERX(SAILER):
         use_covariates: bool = True,
         batch_norm_momentum: float = 0.1,
         batch_norm_eps: float = 1e-5,
+        kernels: str = "auto",
         seed: int | None = None,
     ) -> None:
         chosen = {k: v for k, v in locals().items() if k not in ("self", "adata", "registry", "seed", "__class__")}

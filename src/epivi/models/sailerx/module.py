@@ -68,6 +68,7 @@ class SailerxModule(SailerModule):
         indices: Tensor,
         reference_br: Tensor | None = None,
         has_b: Tensor | None = None,
+        counts: Tensor | None = None,
         *,
         deterministic: bool = False,
     ) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class SailerxModule(SailerModule):
 
         In training each reference is hidden with probability 1/2, so that the ATAC expert learns to stand alone.
         """
-        outputs = super().inference(indptr, indices, deterministic=deterministic)
+        outputs = super().inference(indptr, indices, counts, deterministic=deterministic)
         if self.expert is None or reference_br is None or has_b is None:
             return outputs
         if self.training:

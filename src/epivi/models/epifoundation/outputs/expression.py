@@ -93,9 +93,10 @@ class ExpressionMixin(LatentMixin):
         """Return the rows of genes."""
         if names is None:
             return np.arange(self.gene_names.size)
-        rows = pd.Index(self.gene_names).get_indexer(pd.Index([names] if isinstance(names, str) else names))
+        asked = np.asarray([names] if isinstance(names, str) else names, dtype=object)
+        rows = pd.Index(self.gene_names).get_indexer(pd.Index(asked))
         if (rows < 0).any():
-            unknown = np.asarray(names)[rows < 0].tolist()
+            unknown = asked[rows < 0].tolist()
             message = f"{len(unknown)} genes are not the model's, first '{unknown[0]}'. " + nearest(
                 str(unknown[0]), [str(name) for name in self.gene_names]
             )

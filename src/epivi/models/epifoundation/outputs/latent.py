@@ -89,7 +89,8 @@ class LatentMixin(EpiModel):
     ) -> Any:
         if adata is None:
             return cls(registry=registry, **init_arguments)
-        cls._set_up_like(registry, adata, **transfer)
+        # the weights of a saved model have rows for its own categories alone
+        cls._set_up_like(registry, adata, **{"extend_categories": False} | transfer)
         return cls(adata, **init_arguments)
 
     def _read(

@@ -1,0 +1,243 @@
+"""Expresser: vectors of genes and imputed expression, from hiding expressed genes and predicting their values."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+
+from epivi import _validate
+from epivi._errors import ConfigError
+from epivi._keys import OBS_N_EXPRESSED
+from epivi.data.buckets import TokenBudgetSampler, fixed_batches
+from epivi.data.sparse import SparseReader
+from epivi.data.splits import split_cells
+from epivi.data.tokens import TokenDataset
+from epivi.models.base import model_seed, seeded_module
+from epivi.models.base_training import TrainingData
+from epivi.models.expresser.config import ExpresserConfig
+from epivi.models.expresser.fields import KIND, LOGNORM, N_REPORTED, bin_occupancy
+from epivi.models.expresser.module import ExpresserModule
+from epivi.models.expresser.outputs.genes import GenesMixin
+from epivi.models.expresser.outputs.imputation import ImputationMixin
+from epivi.models.expresser.outputs.latent import LatentMixin
+from epivi.models.expresser.outputs.network import NetworkMixin
+from epivi.models.expresser.query import QueryMixin
+from epivi.models.expresser.setup import SetupMixin
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from epivi.train.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("cells", "batch")
+
+
+class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMixin, QueryMixin):
+    r"""Expression transformer: pretrained vectors of genes, imputation of expression (Cao, thesis, chapter 4).
+
+    A cell is the set of its expressed genes. An encoder reads their identities; in every step the values of a share of
+    them are hidden, and a decoder predicts these. Its queries are hidden genes, its keys observed genes in context,
+    its values tokens of how highly the observed genes are expressed, relative to the highest of the cell: so what is
+    learned of genes lies in identities, what is told of a cell in values.
+
+    .. math::
+        \hat X_\psi = \mathrm{softplus}\,\mathrm{MLP}\big([\mathrm{softmax}(T'_\psi W_Q (T'_\phi W_K)^T / \sqrt e)\,
+        E_\phi W_V,\; L]\big)
+
+    Parameters
+    ----------
+    adata
+        AnnData of genes, set up with :meth:`setup_anndata`.
+    registry
+        Used by scvi-tools.
+    size
+        ``"tutorial"``, ``"test"`` or ``"paper"``.
+    width, n_layers, n_heads, n_hidden, n_bins, max_genes, dropout_rate
+        Choices of the network that replace those of the size.
+    mask_rate
+        Share of the expressed genes of a cell that is hidden.
+    decoder
+        ``"expression"``, or ``"encoder"`` for the ablation without decoder.
+    binning
+        ``"relative"`` bins up to the cell's maximum, or ``"count"``: counts as they are.
+    leaky_normalization
+        Size factor and maximum of the whole cell, hidden genes included, as in the thesis.
+    likelihood
+        ``"mse"``, or ``"gaussian"``, which gives intervals.
+    reduction
+        ``"mean"`` or ``"sum"`` over the hidden genes of a cell.
+    baseline
+        ``"none"``, or ``"additive"``: the network starts from the mean of the gene plus the shift of the cell.
+    detection
+        Whether a head learns how probable it is that a gene is expressed at all.
+    checkpoint
+        Compute activations again in the backward pass, to save memory.
+    seed
+        Seed of the weights, and of the training unless it is given another.
+
+    Raises
+    ------
+    ConfigError
+        If a choice is not valid or does not fit the data.
+    DataError
+        If the data cannot be used.
+
+    Notes
+    -----
+    Differences from the thesis, and why, stand in the user guide.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, epivi
+    >>> counts = np.random.default_rng(0).poisson(1.0, (40, 30)).astype("float32")
+    >>> adata = ad.AnnData(counts)
+    >>> epivi.Expresser.setup_anndata(adata)
+    >>> model = epivi.Expresser(adata, size="test")
+    >>> model.train(max_epochs=1, enable_progress_bar=False)
+    >>> model.get_gene_embeddings().shape, model.get_latent_representation().shape
+    ((30, 32), (40, 32))
+    """
+
+    _split_by: str = "cells"
+
+    def __init__(  # noqa: PLR0913
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        *,
+        size: str = "tutorial",
+        width: int | None = None,
+        n_layers: int | None = None,
+        n_heads: int | None = None,
+        n_hidden: int | None = None,
+        n_bins: int | None = None,
+        max_genes: int | None = None,
+        mask_rate: float = 0.15,
+        dropout_rate: float | None = None,
+        decoder: str = "expression",
+        binning: str = "relative",
+        leaky_normalization: bool = False,
+        likelihood: str = "mse",
+        reduction: str = "mean",
+        baseline: str = "none",
+        detection: bool = False,
+        checkpoint: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        chosen = {k: v for k, v in locals().items() if k not in ("self", "adata", "registry", "seed", "__class__")}
+        self.init_arguments = chosen | {"seed": seed}
+        # bad arguments are refused before the data are read
+        config = ExpresserConfig.chosen({k: v for k, v in chosen.items() if k != "size"}, size=size)
+        super().__init__(adata, registry)
+        self.seed = self.init_arguments["seed"] = model_seed(seed)
+        self.config = config
+        if str(self._field_state(REGISTRY_KEYS.X_KEY)[KIND]) == LOGNORM and binning == "count":
+            message = "binning='count' needs counts, and the data are log-normalised. Take binning='relative'."
+            raise ConfigError(message)
+        n_genes = len(self.feature_names)
+        self.module = cast("ExpresserModule", seeded_module(self.seed, lambda: ExpresserModule(config, n_genes)).eval())
+        self.get_normalized_function_name_ = "get_normalized_expression"
+        self._model_summary_string = self._described(
+            genes=f"{n_genes:,}", layers=config.n_layers, width=config.width, decoder=config.decoder
+        )
+
+        if self.adata is not None:
+            self._report_bins()
+
+    def _report_bins(self) -> None:
+        """Say how the values fall into the bins, from some thousand cells."""
+        if self.config.binning == "count" or str(self._field_state(REGISTRY_KEYS.X_KEY)[KIND]) == LOGNORM:
+            return
+        rows = np.unique(np.linspace(0, self.adata.n_obs - 1, min(self.adata.n_obs, N_REPORTED)).astype(np.int64))
+        counts = SparseReader(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)).rows(rows)
+        report = bin_occupancy(counts, self.config.n_bins)
+        logger.info(
+            "Values of %d cells fill %d of %d bins (%.1f of equal use); %.0f%% are counts of 1, which share a value in "
+            "each cell. binning='count' takes counts as bins.",
+            rows.size,
+            report["n_occupied"],
+            self.config.n_bins,
+            report["n_effective"],
+            100 * report["single_counts"],
+        )
+
+    def train(self, max_epochs: int | None = None, *, split_by: str = "cells", **kwargs: Any) -> None:
+        """Train the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells.
+        split_by
+            ``"cells"``: validation cells are drawn at random; ``"batch"``: whole batches of the setup's ``batch_key``
+            are held out.
+        kwargs
+            As in :meth:`epivi.models.base.EpiModel.train`.
+
+        Raises
+        ------
+        ConfigError, TrainingError, CheckpointError
+            As there, and if there are fewer than two batches to split by.
+        """
+        _validate.check_choice(split_by, "split_by", SPLITS)
+        self._split_by = split_by
+        super().train(max_epochs, **kwargs)
+
+    def training_data(self, config: TrainingConfig, world_size: int) -> TrainingData:
+        """Return minibatches of cells of similar length, genes hidden anew in every epoch."""
+        splits = self._splits(config)
+        if self.config.baseline == "additive":
+            self._learn_gene_means(splits["train"])
+        lengths = np.minimum(self.adata.obs[OBS_N_EXPRESSED].to_numpy(), self.config.max_genes)
+        budget = config.batch_size * self.config.max_genes
+        seed = config.seed
+
+        def sampler(rank: int, world: int) -> TokenBudgetSampler:
+            return TokenBudgetSampler(
+                splits["train"], lengths, config.batch_size, budget, seed, rank=rank, world_size=world
+            )
+
+        held = splits["validation"]
+        validation = fixed_batches(held, lengths, config.batch_size, budget, world_size=world_size)
+        dataset = TokenDataset(self.adata_manager.create_torch_dataset(), self._encoding(self.adata, seed=seed))
+        return TrainingData(dataset, sampler, cast("list[Any]", validation), splits)
+
+    def _splits(self, config: TrainingConfig) -> dict[str, np.ndarray]:
+        """Return rows for training, validation and test, by cells or by batches."""
+        shares = (config.train_size, config.validation_size, config.seed)
+        if self._split_by == "cells":
+            return split_cells(self.adata.n_obs, *shares)
+        key = self.registry["setup_args"].get("batch_key")
+        codes = np.zeros(self.adata.n_obs, dtype=int) if key is None else self.adata.obs[key].astype(str).to_numpy()
+        names, codes = np.unique(codes, return_inverse=True)
+        if names.size < 2:
+            message = f"split_by='batch' needs two batches or more; batch_key={key!r} has {names.size}."
+            raise ConfigError(message)
+        n_train = int(np.clip(round(config.train_size * names.size), 1, names.size - 1))
+        order = np.random.default_rng([config.seed, 0x5917]).permutation(names.size)
+        is_train = np.isin(codes, order[:n_train])
+        rows = {"train": np.flatnonzero(is_train), "validation": np.flatnonzero(~is_train)}
+        return rows | {"test": np.array([], dtype=np.int64)}
+
+    @torch.no_grad()
+    def _learn_gene_means(self, rows: np.ndarray) -> None:
+        """Set the mean of each gene over the training cells that express it; unknown genes get the overall mean."""
+        n = len(self.feature_names) + 1
+        sum_g, n_g = np.zeros(n), np.zeros(n)
+        reading = self._read(self.adata, rows)
+        for _, cells in reading.batches:
+            value_o = reading.encoding.normalised(cells, np.zeros(cells.token_o.size, dtype=bool)).value_o
+            sum_g += np.bincount(cells.token_o, value_o, minlength=n)
+            n_g += np.bincount(cells.token_o, minlength=n)
+        mean_g = np.where(n_g > 0, sum_g / np.maximum(n_g, 1), sum_g.sum() / max(n_g.sum(), 1))
+        self.module.gene_mean.copy_(torch.from_numpy(mean_g).to(self.module.gene_mean))
+
+    def fingerprint(self, config: TrainingConfig) -> dict[str, Any]:
+        """Return what must agree for a run to be resumed: how the cells are split too."""
+        return super().fingerprint(config) | {"split_by": self._split_by}

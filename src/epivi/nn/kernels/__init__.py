@@ -1,0 +1,28 @@
+"""Compiled forms of the layers that touch all peaks, for the CPU; the plain ones of torch stay the reference.
+
+Nothing here is compiled at install: the functions are compiled on first use and kept between runs.
+"""
+
+from epivi.nn.kernels.functions import (
+    GradientBuffer,
+    PeakLists,
+    bernoulli_loss,
+    count_totals,
+    has_half_precision,
+    layer_outputs,
+    list_by_peak,
+    multinomial_loss,
+    sparse_product,
+)
+
+__all__ = [
+    "GradientBuffer",
+    "PeakLists",
+    "bernoulli_loss",
+    "count_totals",
+    "has_half_precision",
+    "layer_outputs",
+    "list_by_peak",
+    "multinomial_loss",
+    "sparse_product",
+]
