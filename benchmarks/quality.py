@@ -235,6 +235,10 @@ class Accessibility:
 
 def main() -> int:
     """Run what is missing, print and write the table."""
+    if sys.argv[1:2] == ["epifoundation"]:
+        from quality_epifoundation import main as epifoundation
+
+        return epifoundation()
     if sys.argv[1:2] == ["candi"]:
         # other data, other scores: a script of its own, here under the same command
         from quality_candi import main as candi

@@ -252,6 +252,20 @@ def test_a_metric_that_fails_for_one_embedding_takes_its_totals(adata, table, mo
     assert found.attrs["absent"] == {"perfect: kbet": "the diffusion map of a label did not converge"}
 
 
+def test_no_batch_effect_to_begin_with_leaves_no_comparison(adata, monkeypatch):
+    import scib_metrics
+
+    def explains_nothing(*_, categorical):
+        return 0.0 if not categorical else 1 / 0
+
+    monkeypatch.setattr(scib_metrics, "pcr_comparison", explains_nothing)
+    found = benchmark(adata, ["perfect"], "batch")
+    assert np.isnan(found["batch", "pcr_comparison"].item())
+    reason = "the batch explains nothing of the unintegrated embedding"
+    assert found.attrs["absent"]["perfect: pcr_comparison"] == reason
+    assert found["aggregate", "batch"].item() == found["batch", "ilisi"].item()
+
+
 def test_mudata_is_read_like_anndata(adata, table):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -90,5 +90,5 @@ def test_modalities_that_cannot_be_resolved_are_refused(pair, modalities, error,
 def test_the_peaks_are_always_needed(pair):
     with pytest.raises(DataError, match="no modality 'open' for 'atac'"):
         modality_names(pair, {"atac": "open"}, needs_rna=False)
-    with pytest.raises(DataError, match="takes a MuData, found AnnData. For an AnnData use setup_anndata"):
+    with pytest.raises(DataError, match=r"takes a MuData, found AnnData\. For an AnnData use setup_anndata"):
         modality_names(pair["atac"], None, needs_rna=False)

@@ -1,4 +1,4 @@
-"""Peaks and genes that EpiFoundation cannot use: refused before training, with cause, place and remedy, left as they were."""
+"""Peaks and genes that EpiFoundation cannot use: refused before training, with cause, place and remedy."""
 
 from __future__ import annotations
 

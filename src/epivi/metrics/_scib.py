@@ -226,7 +226,10 @@ class _Scores:
         from scib_metrics import pcr_comparison
 
         pre_nd: Any = self.cells.pre_nd
-        return {"pcr_comparison": pcr_comparison(pre_nd, self.z_nd, self._batches, categorical=True)}
+        try:
+            return {"pcr_comparison": pcr_comparison(pre_nd, self.z_nd, self._batches, categorical=True)}
+        except ZeroDivisionError:  # the variance that the batch explains before is the denominator
+            return {"pcr_comparison": float("nan")}
 
 
 def kbet_by_label(

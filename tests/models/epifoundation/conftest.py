@@ -53,7 +53,7 @@ def make():
         cls = epivi.EpiFoundation
         method = cls.setup_mudata if hasattr(data, "mod") else cls.setup_anndata
         method(data, **({"batch_key": "batch", "labels_key": "cell_type"} | (setup or {})))
-        return cls(data, **({"size": "test", "seed": 1} | kwargs))
+        return cls(data, **({"size": "test", "seed": 1, "dropout_rate": 0.1} | kwargs))
 
     return build
 

@@ -7,20 +7,19 @@ import pytest
 from epivi._errors import ConfigError
 from epivi.models.epifoundation.config import SIZES, EpiFoundationConfig
 
-# d, N, h, f, q, max_peaks, max_genes
+# d, N, h, f, q, max_peaks, max_genes, dropout, start of the peaks
 GOLDEN = {
-    "paper": (512, 6, 8, 1024, 128, 12_000, 8_000),
-    "tutorial": (128, 3, 4, 256, 64, 1_024, 512),
-    "test": (32, 2, 4, 64, 32, 64, 32),
+    "paper": (512, 6, 8, 1024, 128, 12_000, 8_000, 0.15, "random"),
+    "tutorial": (128, 3, 4, 256, 64, 1_024, 512, 0.0, "lsi"),
+    "test": (32, 2, 4, 64, 32, 64, 32, 0.0, "random"),
 }
-NAMES = ("width", "n_layers", "n_heads", "n_hidden", "n_gate", "max_peaks", "max_genes")
+NAMES = ("width", "n_layers", "n_heads", "n_hidden", "n_gate", "max_peaks", "max_genes", "dropout_rate", "peak_init")
 
 
 @pytest.mark.parametrize("size", GOLDEN)
 def test_named_sizes_are_the_published_ones(size):
     config = EpiFoundationConfig.chosen({}, size=size)
     assert tuple(getattr(config, name) for name in NAMES) == GOLDEN[size]
-    assert config.dropout_rate == 0.15
 
 
 def test_the_default_is_the_tutorial():
@@ -64,6 +63,11 @@ def test_choices_replace_those_of_the_size_and_none_leaves_them():
 def test_choices_that_are_not_valid_are_refused(choice, match):
     with pytest.raises(ConfigError, match=match):
         EpiFoundationConfig.chosen(choice, size="test")
+
+
+def test_without_identity_there_are_no_rows_to_start():
+    config = EpiFoundationConfig.chosen({"peak_identity": False, "positions": "genome"}, size="tutorial")
+    assert config.peak_init == "random"
 
 
 def test_unknown_sizes_are_refused_with_the_nearest():

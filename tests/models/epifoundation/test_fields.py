@@ -116,7 +116,7 @@ def test_peaks_are_matched_by_name(state, adata):
 
 def test_further_peaks_of_a_query_are_left_out_and_not_counted(state):
     query = peaks_of([[1, 1, 0, 0, 1], [0, 0, 0, 0, 1]], [*REGIONS, "chr3:1-2"])
-    with pytest.raises(DataError, match="1 of 2 cells of adata.X have no open peak among those of the model"):
+    with pytest.raises(DataError, match=r"1 of 2 cells of adata.X have no open peak among those of the model"):
         PeakTokensField("X", None).transfer_field(state, query)
     PeakTokensField("X", None, empty_cells="zero").transfer_field(state, query)
     assert query.obs[OBS_N_OPEN].tolist() == [2, 0]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal as signals
 
 import mudata as md
 import numpy as np
@@ -14,10 +13,8 @@ from scvi import REGISTRY_KEYS
 
 import epivi
 from epivi import _keys as keys
-from epivi._errors import CheckpointError, ConfigError, DataError
-from epivi.data.tokens import balanced_sample, name_keys
+from epivi._errors import ConfigError, DataError
 from epivi.models.epifoundation.config import EpiFoundationConfig
-from epivi.train.plan import TrainingPlan
 
 
 def test_data_that_were_never_set_up_work_with_the_defaults(mdata, learn, caplog):
@@ -39,7 +36,9 @@ def test_a_model_needs_data():
 
 def test_sizes_and_choices_meet_in_the_configuration(mdata, make):
     model = make(mdata, n_layers=1, max_peaks=10)
-    assert model.config == EpiFoundationConfig.chosen({"n_layers": 1, "max_peaks": 10}, size="test")
+    assert model.config == EpiFoundationConfig.chosen(
+        {"n_layers": 1, "max_peaks": 10, "dropout_rate": 0.1}, size="test"
+    )
     assert len(model.module.encoder.transformer.layers) == 1
     assert model.gene_names.tolist() == list(mdata["rna"].var_names)
     assert model.chromosomes == ["chr1", "chr2", "chr3", "chr4"]
@@ -114,165 +113,6 @@ def test_one_chromosome_is_enough(mdata, make, learn):
     assert np.isfinite(model.get_latent_representation()).all()
 
 
-def test_one_seed_gives_bitwise_one_model(simulated, make, learn, same_weights, global_state):
-    before = global_state()
-    first, second = (learn(make(simulated.copy())) for _ in range(2))
-    assert same_weights(first, second)
-    assert first.history["train_loss"].equals(second.history["train_loss"])
-    np.testing.assert_array_equal(first.get_latent_representation(), second.get_latent_representation())
-    assert global_state() == before
-    assert not same_weights(first, learn(make(simulated.copy()), seed=5))
-    assert not same_weights(make(simulated.copy()), make(simulated.copy(), seed=2))
-
-
-def test_the_number_of_workers_changes_nothing(simulated, make, learn, same_weights):
-    first = learn(make(simulated.copy()))
-    assert same_weights(first, learn(make(simulated.copy()), num_workers=1))
-
-
-def test_training_lowers_the_loss_and_beats_the_frequency_of_genes(one_thread, make, learn):
-    # programs of two types, each with genes of its own: the peaks tell more than the frequencies
-    mdata = epivi.simulate.linked_multiome(
-        120, n_types=2, n_peaks=60, n_genes=16, within_sd=0.2, mean_counts=2.0, mean_open=0.4, seed=4
-    )
-    model = make(mdata, setup={"batch_key": None})
-    learn(model, 40, lr=5e-3, early_stopping=False, train_size=0.8)
-    history = {key: table.to_numpy()[:, 0] for key, table in model.history.items()}
-    assert all(np.isfinite(values).all() for values in history.values())
-    assert history["train_loss"][0] == pytest.approx(math.log(2), abs=0.1)
-    assert history["validation_loss"][-1] < history["gene_frequency_loss_validation"][-1] - 0.02
-    assert history["balanced_accuracy_validation"][-1] > 0.6
-
-
-def test_the_baseline_of_the_history_against_a_hand_computation(simulated, make, learn):
-    model = learn(make(simulated.copy()), train_size=0.7)
-    y = simulated["rna"].X.toarray() > 0
-    frequency = (y.sum(0) + 0.5) / (len(y) + 1)
-    rows = np.asarray(model.validation_indices)
-    matrix = sparse.csr_matrix(y[rows].astype(float))
-    genes, is_expressed = balanced_sample(
-        matrix.indptr, matrix.indices, 20, name_keys(simulated.obs_names[rows]), 32, seed=1, draw=0
-    )
-    losses = []
-    for cell, row in enumerate(rows):
-        n = y[row].sum()
-        odds = frequency / (1 - frequency) * (20 - n) / n
-        for gene, truth in zip(genes[cell], is_expressed[cell], strict=True):
-            if gene >= 0:
-                losses.append(-np.log(odds[gene] / (1 + odds[gene]) if truth else 1 / (1 + odds[gene])))
-    # 18 cells are read at once (16), then 2: pairs of a minibatch weigh alike, minibatches by their cells
-    found = model.history["gene_frequency_loss_validation"].to_numpy()[0, 0]
-    assert found == pytest.approx(np.mean(losses), abs=0.02)
-    whole = learn(make(simulated.copy()), train_size=0.7, batch_size=60)
-    found = whole.history["gene_frequency_loss_validation"].to_numpy()[0, 0]
-    assert found == pytest.approx(np.mean(losses), rel=1e-5)
-
-
-def pressed(monkeypatch, at):
-    """Press Ctrl-C in a step."""
-    before = TrainingPlan.training_step
-
-    def press(plan, *args):
-        if plan.step == at:
-            signals.raise_signal(signals.SIGINT)
-        return before(plan, *args)
-
-    monkeypatch.setattr(TrainingPlan, "training_step", press)
-
-
-@pytest.mark.parametrize(("task", "at"), [("pretraining", 2), ("pretraining", 5), ("batch_correction", 4)])
-def test_an_interrupted_run_goes_on_where_it_was(simulated, make, learn, same_weights, tmp_path, monkeypatch, task, at):
-    options = {"save_every_n_steps": 1, "early_stopping": False, "token_budget": 500}
-    whole = learn(make(simulated.copy(), task=task), 3, **options)
-    with monkeypatch.context() as patch:
-        pressed(patch, at)
-        first = learn(make(simulated.copy(), task=task), 3, run_dir=tmp_path / "run", **options)
-    assert first.is_interrupted_
-    resumed = learn(make(simulated.copy(), task=task), 3, run_dir=tmp_path / "run", **options)
-    assert same_weights(whole, resumed)
-    assert resumed.history["train_loss"].equals(whole.history["train_loss"])
-
-
-def test_a_run_with_another_split_or_budget_is_not_resumed(simulated, make, learn, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        pressed(patch, 1)
-        learn(make(simulated.copy()), run_dir=tmp_path / "run", save_every_n_steps=1)
-    with pytest.raises(CheckpointError, match="token_budget"):
-        learn(make(simulated.copy()), run_dir=tmp_path / "run", token_budget=900)
-    with pytest.raises(CheckpointError, match="split_key"):
-        learn(make(simulated.copy()), run_dir=tmp_path / "run", split_key="batch")
-
-
-def test_half_precision_and_accumulated_gradients_give_finite_weights(simulated, make, learn, same_weights):
-    full = learn(make(simulated.copy()), accumulate_grad_batches=2)
-    half = learn(make(simulated.copy()), accumulate_grad_batches=2, precision="bf16-mixed")
-    for model in (full, half):
-        assert all(torch.isfinite(value).all() for value in model.module.state_dict().values())
-        assert all(value.dtype != torch.bfloat16 for value in model.module.state_dict().values())
-    assert not same_weights(full, half)
-    assert not same_weights(full, learn(make(simulated.copy())))
-    np.testing.assert_allclose(half.history["train_loss"].to_numpy(), full.history["train_loss"].to_numpy(), rtol=0.05)
-
-
-def test_groups_are_not_torn_apart(mdata, make, learn):
-    mdata.obs["donor"] = [f"d{i % 6}" for i in range(60)]
-    model = learn(make(mdata), split_key="donor", train_size=0.7)
-    donors = [set(mdata.obs["donor"].iloc[rows]) for rows in (model.train_indices, model.validation_indices)]
-    assert [len(part) for part in donors] == [4, 2]
-    assert not donors[0] & donors[1]
-    with pytest.raises(DataError, match="split_key='doner' is no column of obs"):
-        learn(make(mdata), split_key="doner")
-
-
-@pytest.mark.parametrize("token_budget", [60, 10**6])
-def test_minibatches_keep_to_the_budget(mdata, make, learn, monkeypatch, token_budget):
-    shapes = []
-    before = TrainingPlan.training_step
-
-    def step(plan, batch, at):
-        shapes.append((batch[keys.BATCH_TOKENS].shape, batch[keys.BATCH_ROWS].tolist()))
-        return before(plan, batch, at)
-
-    monkeypatch.setattr(TrainingPlan, "training_step", step)
-    model = learn(make(mdata), token_budget=token_budget)
-    seen = [row for _, rows in shapes for row in rows]
-    assert sorted(seen) == sorted(model.train_indices)
-    assert all(b <= 16 and (b * t <= token_budget or b == 1) for (b, t), _ in shapes)
-    assert len(shapes) >= (54 if token_budget == 60 else 4) // 2
-
-
-def test_epochs_draw_other_genes_and_peaks(mdata, make, learn, monkeypatch):
-    drawn = {}
-    before = TrainingPlan.training_step
-
-    def step(plan, batch, at):
-        lengths = batch[keys.BATCH_LENGTH].tolist()
-        for cell, row in enumerate(batch[keys.BATCH_ROWS].tolist()):
-            tokens = tuple(batch[keys.BATCH_TOKENS][cell, : lengths[cell]].tolist())
-            drawn.setdefault(row, []).append((tokens, tuple(batch[keys.BATCH_GENES][cell].tolist())))
-        return before(plan, batch, at)
-
-    monkeypatch.setattr(TrainingPlan, "training_step", step)
-    learn(make(mdata, max_peaks=6, max_genes=4), 2)
-    assert all(len({tokens for tokens, _ in draws}) == 2 for draws in drawn.values())
-    assert sum(len({genes for _, genes in draws}) == 2 for draws in drawn.values()) > 0.9 * len(drawn)
-
-
-def test_small_batches_are_read_more_often_for_batch_correction(mdata, make):
-    mdata.obs["batch"] = pd.Categorical(["big"] * 50 + ["small"] * 7 + ["tiny"] * 3)
-    model = make(mdata, task="batch_correction")
-    rows = model._balanced(np.arange(60), 0)
-    assert [(rows < 50).sum(), ((rows >= 50) & (rows < 57)).sum(), (rows >= 57).sum()] == [50, 50, 30]
-    # as evenly as can be: 50 = 7 * 7 + 1
-    counts = np.bincount(rows)
-    assert set(counts[:50]) == {1}
-    assert sorted(counts[50:57]) == [7] * 6 + [8]
-    assert set(counts[57:]) == {10}
-    np.testing.assert_array_equal(rows, model._balanced(np.arange(60), 0))
-    plain = make(mdata, task="annotation")
-    np.testing.assert_array_equal(plain._balanced(np.arange(60), 0), np.arange(60))
-
-
 def test_cells_without_rna_are_read_and_not_scored(mdata, make, learn):
     partial = md.MuData({"atac": mdata["atac"], "rna": mdata["rna"][20:].copy()})
     for key in ("batch", "cell_type"):
@@ -310,12 +150,11 @@ def test_unlabeled_cells_are_no_class_and_are_not_scored(mdata, make, learn):
 def test_peaks_alone_are_pretrained_on_hidden_peaks(peaks, make, learn):
     model = make(peaks)
     assert model.config.masked_peak_weight == 1.0
-    learn(model, 12, lr=5e-3, early_stopping=False)
+    learn(model, 20, lr=5e-3, early_stopping=False)
     loss = model.history["peak_loss_train"].to_numpy()[:, 0]
     np.testing.assert_allclose(loss, model.history["train_loss"].to_numpy()[:, 0])
-    # as often open as closed: chance is ln 2, and peaks differ in how often they are open
-    assert loss[0] == pytest.approx(math.log(2), abs=0.15)
-    assert loss[-1] < loss[0] - 0.02
+    # hidden open and closed peaks weigh alike: chance is ln 2
+    assert loss[-1] < min(math.log(2), loss[0]) - 0.01
 
 
 @pytest.mark.parametrize(
@@ -355,6 +194,43 @@ def test_peaks_start_where_their_cells_lie(simulated, make):
     np.testing.assert_allclose(moved[2:, : expected.shape[1]], expected, atol=1e-5)
 
 
+def test_vectors_are_told_in_units_of_their_spread_when_training_began(simulated, make, learn):
+    model = make(simulated.copy())
+    with pytest.warns(UserWarning, match="trained"):
+        latent = model.get_latent_representation()
+    learn(model, plan_kwargs={"lr": 1e-12, "weight_decay": 0.0})
+    np.testing.assert_allclose(model.module.cell_mean.numpy(), latent.mean(0), atol=1e-6)
+    np.testing.assert_allclose(model.module.cell_sd.numpy(), latent.std(0), atol=1e-6)
+    told = model.module.standardised(torch.from_numpy(latent)).numpy()
+    np.testing.assert_allclose(told.mean(0), 0.0, atol=1e-3)
+    np.testing.assert_allclose(told.std(0), 1.0, atol=1e-3)
+    # a second training keeps the units that the decoder has learnt with
+    before = model.module.cell_mean.clone()
+    learn(model, lr=1e-2)
+    assert torch.equal(model.module.cell_mean, before)
+
+
+def test_genes_are_told_in_units_of_their_spread(simulated, make):
+    partial = md.MuData({"atac": simulated["atac"].copy(), "rna": simulated["rna"][20:].copy()})
+    y = simulated["rna"].X.toarray()[20:]
+    values = np.log1p(1e4 * y / y.sum(1, keepdims=True))
+    module = make(partial, setup={"batch_key": None, "labels_key": None}, task="expression").module
+    np.testing.assert_allclose(module.gene_mean.numpy(), values.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(module.gene_sd.numpy(), values.std(0), rtol=1e-4)
+    # a gene that never varies has a least spread
+    flat = partial.copy()
+    rna = flat["rna"].X.toarray()
+    rna[:, 3] = 0
+    flat.mod["rna"].X = sparse.csr_matrix(rna)
+    module = make(flat, setup={"batch_key": None, "labels_key": None}, task="expression").module
+    assert float(module.gene_mean[3]) == 0.0
+    assert float(module.gene_sd[3]) == pytest.approx(0.01 * float(module.gene_sd.max()))
+    levels = make(
+        partial, setup={"batch_key": None, "labels_key": None}, task="expression", expression_target="level"
+    ).module
+    assert torch.equal(levels.gene_sd, torch.ones(20))
+
+
 def test_places_of_genes_and_peaks_reach_the_network(pretrained, simulated):
     codes = {f"chr{i}": i for i in range(1, 5)}
     rna = simulated["rna"].var
@@ -381,6 +257,17 @@ def test_saved_models_need_no_data_and_read_any(pretrained, simulated, same_weig
         loaded.get_latent_representation()
     with pytest.raises(ConfigError, match="loaded without data"):
         loaded.finetune("expression")
+
+
+def test_a_model_of_expression_is_loaded_with_peaks_alone(expressive, simulated, same_weights, tmp_path):
+    expressive.save(tmp_path / "model")
+    expected = expressive.get_normalized_expression()
+    peaks = simulated["atac"].copy()
+    loaded = epivi.EpiFoundation.load(tmp_path / "model", peaks)
+    assert same_weights(loaded, expressive)
+    pd.testing.assert_frame_equal(loaded.get_normalized_expression(), expected)
+    query = epivi.EpiFoundation.load_query_data(simulated["atac"].copy(), tmp_path / "model")
+    pd.testing.assert_frame_equal(query.get_normalized_expression(), expected)
 
 
 def test_a_model_is_saved_with_its_data(pretrained, tmp_path):

@@ -38,6 +38,17 @@ def genes_of():
     }
 
 
+def spread(module):
+    """Make the units of cell vectors and genes others than one."""
+    generator = torch.Generator().manual_seed(7)
+    for name in ("cell", "gene"):
+        if hasattr(module, f"{name}_mean"):
+            mean, sd = getattr(module, f"{name}_mean"), getattr(module, f"{name}_sd")
+            mean.copy_(torch.randn(mean.shape, generator=generator))
+            sd.copy_(0.5 + torch.rand(sd.shape, generator=generator))
+    return module
+
+
 def run(module, batch):
     return module(batch)[2]
 
@@ -87,13 +98,14 @@ def test_the_number_of_parameters_of_the_heads_is_the_published_one(
 
 @torch.no_grad()
 def test_predictions_against_the_concatenated_form_of_the_equations(build_module):
-    module = build_module(n_batch=2)
+    module = spread(build_module(n_batch=2))
     batch = batch_of()
     z = module.inference(**module._get_inference_input(batch))["z"]
     found = module.generative(z, None, batch[REGISTRY_KEYS.BATCH_KEY])["genes"]
     table, decoder = module.genes(module.encoder.places), module.decoder
     for cell in range(3):
-        told = torch.cat([z[cell], module.batches(batch[REGISTRY_KEYS.BATCH_KEY][cell, 0])])
+        unit = (z[cell] - module.cell_mean) / module.cell_sd
+        told = torch.cat([unit, module.batches(batch[REGISTRY_KEYS.BATCH_KEY][cell, 0])])
         for gene in range(4):
             gate = torch.sigmoid(decoder.gate(table[gene]))
             hidden = linear(torch.cat([told, gate]), decoder.hidden.weight, decoder.hidden.bias)
@@ -118,7 +130,7 @@ def test_the_batch_enters_the_decoder_alone_and_is_averaged_where_it_is_not_told
 
 @torch.no_grad()
 def test_genes_are_predicted_in_the_order_asked(build_module):
-    module = build_module(task="expression")
+    module = spread(build_module(task="expression"))
     z = torch.randn(2, 32)
     whole = module.generative(z)["genes"]
     order = torch.tensor([2, 0, 3, 1]).expand(2, -1)
@@ -176,19 +188,30 @@ def test_cells_without_rna_take_part_in_nothing_but_do_not_break(build_module):
 
 
 @torch.no_grad()
+def test_expression_is_told_in_units_of_each_gene(build_module):
+    module = spread(build_module(task="expression"))
+    z = torch.randn(2, 32)
+    unit = (z - module.cell_mean) / module.cell_sd
+    raw = module.decoder(unit, module.genes(module.encoder.places))[:, :, 0]
+    torch.testing.assert_close(module.generative(z)["genes"][:, :, 0], module.gene_mean + module.gene_sd * raw)
+
+
+@torch.no_grad()
 def test_the_loss_of_expression_is_the_squared_error_of_pairs_with_rna(build_module):
-    module = build_module(task="expression")
+    module = spread(build_module(task="expression"))
     target = torch.tensor([[0.0, 1.5, 0.0, 2.0], [0.3, 0.0, 0.0, 0.0], [9.0, 9.0, 9.0, 9.0]])
     genes = torch.arange(4).repeat(3, 1)
     genes[2] = -1
     batch = batch_of(**{keys.BATCH_GENES: genes, keys.BATCH_GENE_TARGET: target})
     _, outputs, losses = module(batch)
-    expected = ((outputs["genes"][:2, :, 0] - target[:2]) ** 2).mean()
-    torch.testing.assert_close(losses.loss, expected)
-    torch.testing.assert_close(losses.extra_metrics["expression_mse"], expected)
+    error = outputs["genes"][:2, :, 0] - target[:2]
+    torch.testing.assert_close(losses.loss, ((error / module.gene_sd) ** 2).mean())
+    torch.testing.assert_close(losses.extra_metrics["expression_mse"], (error**2).mean())
     # a sample of genes is the same pairs
     sample = batch_of(**{keys.BATCH_GENES: genes[:, [3, 1]], keys.BATCH_GENE_TARGET: target[:, [3, 1]]})
-    torch.testing.assert_close(module(sample)[1]["genes"][:2], outputs["genes"][:2, [3, 1]])
+    _, sampled, losses = module(sample)
+    torch.testing.assert_close(sampled["genes"][:2], outputs["genes"][:2, [3, 1]])
+    torch.testing.assert_close(losses.loss, ((error / module.gene_sd)[:, [3, 1]] ** 2).mean())
 
 
 @torch.no_grad()
@@ -204,7 +227,7 @@ def test_the_loss_of_labels_leaves_out_cells_without(build_module, task):
 
 
 def test_hidden_peaks_are_told_by_a_bilinear_form_and_pads_and_unknown_peaks_are_not_scored(build_module):
-    module = build_module(n_genes=0, masked_peak_weight=0.5, positions="none")
+    module = spread(build_module(n_genes=0, masked_peak_weight=0.5, positions="none"))
     hidden = torch.tensor([[3, 2, -1], [4, -1, -1], [0, -1, -1]])
     is_open = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     batch = batch_of(**{keys.BATCH_HIDDEN_PEAKS: hidden, keys.BATCH_HIDDEN_IS_OPEN: is_open})
@@ -212,7 +235,7 @@ def test_hidden_peaks_are_told_by_a_bilinear_form_and_pads_and_unknown_peaks_are
         module.peak_bias.weight.normal_()
         z = module.inference(**module._get_inference_input(batch))["z"]
         found = module.peak_logits(z, hidden.clamp_min(0))
-        told = module.peak_readout(z)
+        told = module.peak_readout((z - module.cell_mean) / module.cell_sd)
         bias = module.peak_bias.weight[:, 0]
         for cell, at in ((0, 0), (0, 1), (1, 0)):
             peak = hidden[cell, at]
@@ -235,10 +258,11 @@ def test_a_model_without_the_objective_tells_no_peaks(build_module):
 
 @torch.no_grad()
 def test_the_adversary_adds_its_loss_where_there_are_batches(build_module):
-    module = build_module(n_batch=2, batch_adversary=0.3)
+    module = spread(build_module(n_batch=2, batch_adversary=0.3))
     batch = batch_of(**genes_of())
     inference, _, losses = module(batch)
-    expected = cross_entropy(module.adversary(inference["z"]), batch[REGISTRY_KEYS.BATCH_KEY][:, 0])
+    unit = (inference["z"] - module.cell_mean) / module.cell_sd
+    expected = cross_entropy(module.adversary(unit), batch[REGISTRY_KEYS.BATCH_KEY][:, 0])
     torch.testing.assert_close(losses.extra_metrics["adversary_loss"], expected)
     torch.testing.assert_close(losses.loss, losses.extra_metrics["gene_loss"] + expected)
     assert build_module(n_batch=1, batch_adversary=0.3).adversary is None

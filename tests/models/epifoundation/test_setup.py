@@ -88,7 +88,7 @@ def test_a_view_is_refused(peaks):
 
 def test_cells_without_peaks_are_refused_with_the_way_out(mdata):
     fewer = md.MuData({"atac": mdata["atac"][5:].copy(), "rna": mdata["rna"]})
-    with pytest.raises(DataError, match="5 of 60 cells have no 'atac'.*cells are read by their peaks"):
+    with pytest.raises(DataError, match=r"5 of 60 cells have no 'atac'.*cells are read by their peaks"):
         setup_mudata(fewer)
 
 

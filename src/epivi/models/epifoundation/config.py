@@ -93,6 +93,9 @@ class EpiFoundationConfig:
         Whether tokens carry the count of their peak in levels 1, 2 and 3 or more (beyond the paper).
     expression_target, n_levels
         What the task "expression" predicts: log-normalised values, or ranks within the cell in so many levels.
+    linear_readout
+        Whether expression is also read off the cell vector by a linear map, which starts at the least-squares fit
+        (beyond the paper). The gated decoder then learns what is left.
     checkpoint
         Whether activations are computed again in the backward pass, which saves memory.
 
@@ -127,6 +130,7 @@ class EpiFoundationConfig:
     count_levels: bool = False
     expression_target: str = "lognorm"
     n_levels: int = 10
+    linear_readout: bool = True
     checkpoint: bool = False
 
     @classmethod
@@ -168,7 +172,7 @@ class EpiFoundationConfig:
         _validate.check_choice(self.positions, "positions", POSITIONS)
         _validate.check_choice(self.peak_init, "peak_init", PEAK_INITS)
         _validate.check_choice(self.expression_target, "expression_target", EXPRESSION_TARGETS)
-        for name in ("peak_identity", "count_levels", "checkpoint"):
+        for name in ("peak_identity", "count_levels", "linear_readout", "checkpoint"):
             _validate.check_choice(getattr(self, name), name, (True, False))
         if self.width % self.n_heads:
             message = f"n_heads={self.n_heads} does not divide width={self.width}."
@@ -178,7 +182,7 @@ class EpiFoundationConfig:
             raise ConfigError(message)
         if not self.peak_identity and (self.masked_peak_weight or self.peak_init != "random"):
             message = (
-                f"masked_peak_weight={self.masked_peak_weight:g} and peak_init='{self.peak_init}' are about the vectors "
+                f"masked_peak_weight={self.masked_peak_weight:g} and peak_init='{self.peak_init}' are about vectors "
                 "of single peaks, which peak_identity=False leaves out: take 0 and 'random' with it."
             )
             raise ConfigError(message)

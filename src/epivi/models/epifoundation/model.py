@@ -32,9 +32,12 @@ from epivi.models.epifoundation.finetune import FinetuneMixin
 from epivi.models.epifoundation.module import EpiFoundationModule, Vocabulary
 from epivi.models.epifoundation.outputs.embeddings import EmbeddingsMixin
 from epivi.models.epifoundation.outputs.labels import LabelsMixin
+from epivi.models.epifoundation.readout import Moments, reduced_rank_ridge, whitening
 from epivi.models.epifoundation.setup import SetupMixin
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from epivi.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -88,6 +91,9 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
     expression_target, n_levels
         What the task ``"expression"`` predicts: ``"lognorm"``, log-normalised values, or ``"level"``, ranks within the
         cell in so many levels, as the paper.
+    linear_readout
+        Whether, for the task ``"expression"``, a linear map of the cell vector that starts at a ridge regression of
+        reduced rank is added to the gated decoder.
     checkpoint
         Whether activations are computed again in the backward pass: less memory, a third more time.
     seed
@@ -143,6 +149,7 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
         count_levels: bool = False,
         expression_target: str = "lognorm",
         n_levels: int = 10,
+        linear_readout: bool = True,
         checkpoint: bool = False,
         seed: int | None = None,
     ) -> None:
@@ -227,7 +234,8 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
         module = EpiFoundationModule(self.config, vocabulary)
         if self.config.peak_init == "lsi" and self.adata is not None:
             self._start_from_lsi(module)
-        if self.config.task == EXPRESSION and self.adata is not None:
+        # data of a model that was trained before may lack expression
+        if self.config.task == EXPRESSION and self.adata is not None and BATCH_RNA in self.adata_manager.data_registry:
             self._start_from_means(module)
         return module
 
@@ -322,22 +330,56 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
             As there.
         """
         self._split_key, self._token_budget = split_key, token_budget
-        if self.adata is not None and not self.is_trained_:
-            self._standardise()
         super().train(max_epochs, **kwargs)
         if self.config.task in LABEL_TASKS:
             self._calibrate()
 
-    def _standardise(self) -> None:
-        """Tell the decoders mean and standard deviation of the cell vectors as they are."""
-        rows = np.random.default_rng(self.seed).permutation(self.adata.n_obs)[:STANDARDISED_CELLS]
+    def _vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Return the cell vectors of training data as they are, shape (rows, d)."""
         vectors_nd = np.zeros((rows.size, self.config.width), dtype=np.float32)
         with torch.inference_mode():
             for at, batch in self._read(self.adata, rows, None):
                 vectors_nd[at] = self._cells(batch).float().cpu().numpy()
-        sd_d = vectors_nd.std(0)
-        self.module.cell_mean.copy_(torch.from_numpy(vectors_nd.mean(0)))
-        self.module.cell_sd.copy_(torch.from_numpy(np.maximum(sd_d, LEAST_SD * max(float(sd_d.max()), 1e-6))))
+        return vectors_nd
+
+    def _standardise(self, rows: np.ndarray) -> None:
+        """Tell the decoders mean and spread of the cell vectors as they are."""
+        vectors_nd = self._vectors(np.random.default_rng(self.seed).permutation(rows)[:STANDARDISED_CELLS])
+        mean_d, whitening_dd = whitening(vectors_nd)
+        self.module.cell_mean.copy_(torch.from_numpy(mean_d))
+        self.module.cell_whitening.copy_(torch.from_numpy(whitening_dd))
+
+    def _start_from_ridge(self, splits: Mapping[str, np.ndarray]) -> None:
+        """Start the linear readout at a ridge regression on the training cells, chosen by the validation cells."""
+        held = splits["validation"] if splits["validation"].size else splits["train"]
+        train, validation = (Moments.of(self._standard_pairs(rows)) for rows in (splits["train"], held))
+        if not train.n or not validation.n:
+            return
+        weight_dn, chosen = reduced_rank_ridge(train, validation)
+        with torch.no_grad():
+            self.module.readout.weight.copy_(torch.from_numpy(weight_dn.T))
+        logger.info(
+            "The linear readout starts at a ridge regression of rank %d that saves %.2f %% of the squared error.",
+            int(chosen["rank"]),
+            100.0 * chosen["gain"],
+        )
+
+    def _standard_pairs(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield standardised vectors and expression of the cells that have any."""
+        module = self.module
+        encode = self._encoding(self.adata, targets=True)
+        dataset = self.adata_manager.create_torch_dataset(data_and_attributes=[BATCH_RNA])
+        mean_n, sd_n = module.gene_mean.cpu().numpy(), module.gene_sd.cpu().numpy()
+        for start in range(0, rows.size, ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            batch = dataset[part]
+            indptr, indices, values = (batch[f"{BATCH_RNA}_{name}"].numpy() for name in ("indptr", "indices", "values"))
+            counts_b = np.diff(indptr)
+            y_bn = np.zeros((part.size, mean_n.size), dtype=np.float32)
+            y_bn[np.repeat(np.arange(part.size), counts_b), indices] = encode.expression(indptr, values)
+            z_bd = module.standardised(torch.from_numpy(self._vectors(part)).to(self.device)).cpu().numpy()
+            has_rna_b = counts_b > 0
+            yield z_bd[has_rna_b].astype(np.float64), ((y_bn - mean_n) / sd_n)[has_rna_b].astype(np.float64)
 
     def training_data(self, config: TrainingConfig, world_size: int) -> TrainingData:
         """Return cells as tokens, split at random or by group, in minibatches of similar length."""
@@ -349,6 +391,10 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
                 message = f"split_key='{self._split_key}' is no column of obs."
                 raise DataError(message)
             splits = split_groups(self.adata.obs[self._split_key].astype(str).to_numpy(), *shares)
+        if not self.is_trained_:
+            self._standardise(splits["train"])
+            if self.module.readout is not None:
+                self._start_from_ridge(splits)
         lengths = self._lengths(self.adata)
         rows = self._balanced(splits["train"], config.seed)
         dataset = TokenDataset(self.adata_manager.create_torch_dataset(), self._encoding(self.adata, targets=True))

@@ -6,7 +6,7 @@ k classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -73,7 +73,7 @@ class EpiFoundationModule(EpiModule):
     """
 
     cell_mean: Tensor
-    cell_sd: Tensor
+    cell_whitening: Tensor
     gene_log_odds: Tensor
     gene_mean: Tensor
     gene_sd: Tensor
@@ -90,6 +90,7 @@ class EpiFoundationModule(EpiModule):
         self.decoder: nn.Module | None = None
         self.peak_readout: nn.Linear | None = None
         self.adversary: BatchAdversary | None = None
+        self.readout: nn.Linear | None = None
         predicts_genes = config.task in (PRETRAINING, EXPRESSION) and self.n_genes > 0
         if predicts_genes:
             self.genes = GeneTable(width, vocabulary.gene_chrom, vocabulary.gene_position)
@@ -102,9 +103,14 @@ class EpiFoundationModule(EpiModule):
                     n_input = 2 * width
             self.decoder = GatedDecoder(n_input, width, config.n_gate, n_out)
             if config.task == EXPRESSION:
-                # the decoder predicts by how many standard deviations a cell differs from the mean of the training cells
+                # the decoder predicts by how many standard deviations a cell differs from the mean of training
                 self.register_buffer("gene_mean", torch.zeros(self.n_genes))
                 self.register_buffer("gene_sd", torch.ones(self.n_genes))
+                if config.linear_readout:
+                    self.readout = nn.Linear(width, self.n_genes, bias=False)
+                    # nothing is added to the least-squares fit before training
+                    nn.init.zeros_(self.decoder.out.weight)
+                    nn.init.zeros_(self.decoder.out.bias)
         if config.task in LABEL_TASKS:
             self.decoder = LabelDecoder(width, vocabulary.n_classes)
             self.register_buffer("temperature", torch.ones(()))
@@ -114,10 +120,17 @@ class EpiFoundationModule(EpiModule):
             nn.init.zeros_(self.peak_bias.weight)
         if config.batch_adversary > 0 and vocabulary.n_batch > 1:
             self.adversary = BatchAdversary(width, vocabulary.n_batch, config.batch_adversary)
-        # decoders read the cell vector in units of its spread over cells when training began
+        # decoders read the cell vector whitened over the cells as they were when training began
         self.register_buffer("cell_mean", torch.zeros(width))
-        self.register_buffer("cell_sd", torch.ones(width))
+        self.register_buffer("cell_whitening", torch.eye(width))
         self.register_buffer("gene_log_odds", vocabulary.gene_log_odds.float(), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
+        """Set the mode; a frozen encoder drops nothing."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            self.encoder.eval()
+        return self
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002
         return {
@@ -172,15 +185,20 @@ class EpiFoundationModule(EpiModule):
                     values_n if genes is None else values_n[genes.clamp_min(0)]
                     for values_n in (self.gene_mean, self.gene_sd)
                 )
+                if self.readout is not None:
+                    linear_bn = self.readout(z)
+                    linear_bg = linear_bn if genes is None else linear_bn.gather(1, genes.clamp_min(0))
+                    outputs["genes"] = outputs["genes"] + linear_bg[:, :, None]
                 outputs["genes"] = mean_g[..., None] + sd_g[..., None] * outputs["genes"]
         return outputs
 
     def standardised(self, z_bd: Tensor) -> Tensor:
-        """Return cell vectors in units of their spread over the cells when training began.
+        """Return cell vectors whitened over the cells as they were when training began.
 
-        At the start the vectors of all cells are nearly alike: most of each is the vector of [CLS].
+        At the start the vectors of all cells are nearly alike, since most of each is the vector of [CLS], and the few
+        directions in which they differ most hide the others.
         """
-        return (z_bd - self.cell_mean) / self.cell_sd
+        return (z_bd - self.cell_mean) @ self.cell_whitening
 
     def _with_batch(self, z_bd: Tensor, batch_b1: Tensor | None) -> Tensor:
         """Return the cell vectors, followed by those of their batches where the decoder reads them (equation 7)."""

@@ -78,7 +78,7 @@ def test_a_tuned_model_is_told_no_batch(expressive):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"gene_list": ["gene_1", "gene_l"]}, "1 genes are not the model's, first 'gene_l'.*'gene_1'"),
+        ({"gene_list": ["gene_1", "gene_l"]}, "1 genes are not the model's, first 'gene_l'. Did you mean 'gene_"),
         ({"gene_list": "foo"}, "1 genes are not the model's, first 'foo'"),
         ({"transform_batch": "batch_2"}, "transform_batch='batch_2' is no batch of the model.*batch_"),
     ],

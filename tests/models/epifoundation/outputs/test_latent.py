@@ -194,6 +194,34 @@ def test_data_set_up_anew_are_still_read_by_the_model(pretrained, latent, peaks)
     np.testing.assert_array_equal(pretrained.get_latent_representation(peaks), latent)
 
 
+def test_copies_of_data_that_were_read_are_data_of_their_own(pretrained, latent, mdata):
+    for data in (mdata["atac"].copy(), mdata):
+        whole = pretrained.get_latent_representation(data)
+        np.testing.assert_array_equal(whole, latent)
+        rows = np.array([7, 1, 30, 31])
+        part = data[rows].copy()
+        np.testing.assert_allclose(pretrained.get_latent_representation(part), latent[rows], atol=1e-6)
+        # the original is read as before, and after it the copy
+        np.testing.assert_array_equal(pretrained.get_latent_representation(data), latent)
+        np.testing.assert_allclose(pretrained.get_latent_representation(part), latent[rows], atol=1e-6)
+    copied = pretrained.adata.copy()
+    np.testing.assert_array_equal(pretrained.get_latent_representation(copied), latent)
+    np.testing.assert_array_equal(pretrained.get_latent_representation(), latent)
+
+
+def test_views_are_refused(pretrained, peaks):
+    pretrained.get_latent_representation(peaks)
+    with pytest.raises(DataError, match=r"is a view .*\.copy\(\)"):
+        pretrained.get_latent_representation(peaks[:10])
+
+
+def test_a_copy_is_read_by_a_model_that_was_loaded_without_data(pretrained, latent, peaks, tmp_path):
+    pretrained.save(tmp_path / "model")
+    loaded = epivi.EpiFoundation.load(tmp_path / "model", adata=False)
+    np.testing.assert_array_equal(loaded.get_latent_representation(peaks), latent)
+    np.testing.assert_array_equal(loaded.get_latent_representation(peaks.copy()), latent)
+
+
 def test_a_model_of_peaks_reads_a_mudata_and_the_other_way_round(simulated, make, learn, pretrained, latent):
     model = learn(make(simulated["atac"].copy()))
     expected = model.get_latent_representation()

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from anndata import AnnData
 from scvi import settings
+from scvi.data._constants import _SCVI_UUID_KEY
+from scvi.data._utils import _assign_adata_uuid
 
 from epivi import _validate
 from epivi._errors import ConfigError
@@ -32,9 +34,15 @@ class LatentMixin(EpiModel):
 
     def _validate_anndata(self, adata: AnnData | MuData | None = None, copy_if_view: bool = True) -> Any:  # noqa: FBT001, FBT002
         """Return data that are set up as those of training were; AnnData and MuData may take each other's place."""
-        if adata is not None and self.get_anndata_manager(adata) is None:
+        if adata is not None and self._set_up_as(adata) is not adata:
             self.prepare_query(adata)
         return super()._validate_anndata(adata, copy_if_view)
+
+    def _set_up_as(self, adata: AnnData | MuData) -> AnnData | MuData | None:
+        """Return what was set up for this model under the mark of the data; copies bear that of their original."""
+        mark = getattr(adata, "uns", {}).get(_SCVI_UUID_KEY)
+        manager = type(self)._per_instance_manager_store.get(self.id, {}).get(mark)
+        return None if manager is None else manager.adata
 
     def prepare_query(
         self, adata: AnnData | MuData, *, new_peaks: str = "raise", empty_cells: str | None = None
@@ -67,6 +75,9 @@ class LatentMixin(EpiModel):
         >>> model.get_latent_representation(query).shape
         (60, 32)
         """
+        original = self._set_up_as(adata)
+        if original is not None and original is not adata and not adata.is_view:
+            _assign_adata_uuid(adata, overwrite=True)
         more = {"new_peaks": new_peaks} | ({} if empty_cells is None else {"empty_cells": empty_cells})
         self._set_up_like(self.registry, adata, **more)
         self._register_manager_for_instance(self._get_most_recent_anndata_manager(adata, required=True))

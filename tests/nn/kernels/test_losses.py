@@ -9,39 +9,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from epivi.nn.kernels import (
     bernoulli_loss,
-    count_totals,
     has_half_precision,
     layer_outputs,
     list_by_peak,
     multinomial_loss,
     sparse_product,
 )
-from epivi.nn.kernels._decoder import TILE
 from epivi.nn.linear import PeakBlocks
-
-MIXED = np.array([2, 0, 1, 1, 2, 0, 3, 1, 2, 1, 0])
-# more than a tile of peaks in a block, one peak in another, an odd number in the last tile
-LONG = np.repeat([0, 1, 2], [2 * TILE + 7, 1, 33])
-
-
-def case(block_of_peak=LONG, *, n_cells=9, n_hidden=20, diagonal=True, density=0.2, seed=0):
-    """Random counts (one empty cell, one empty peak) as rows and dense, in user's order, and a layer in block order."""
-    rng = np.random.default_rng(seed)
-    blocks = PeakBlocks(block_of_peak)
-    x_bp = (rng.random((n_cells, block_of_peak.size)) < density) * rng.integers(1, 4, (n_cells, block_of_peak.size))
-    x_bp[0] = 0
-    x_bp[:, 3] = 0
-    rows, columns = np.nonzero(x_bp)
-    indptr = torch.from_numpy(np.concatenate([[0], np.bincount(rows, minlength=n_cells).cumsum()]))
-    counts = torch.from_numpy(x_bp[rows, columns].astype(np.float32))
-    generator = torch.Generator().manual_seed(seed)
-    shape = (n_cells, len(blocks.sizes), n_hidden) if diagonal else (n_cells, n_hidden)
-    hidden = torch.randn(shape, generator=generator)
-    weight = torch.randn(block_of_peak.size, n_hidden, generator=generator) / n_hidden**0.5
-    bias = torch.randn(block_of_peak.size, generator=generator)
-    order = np.argsort(blocks.rank.numpy())
-    dense = torch.from_numpy(x_bp[:, order].astype(np.float64))
-    return blocks, (indptr, torch.from_numpy(columns)), counts, dense, (hidden, weight, bias)
 
 
 def leaves(*tensors, dtype):
@@ -57,40 +31,6 @@ def dense_logits(blocks, hidden, weight, bias):
 
 def relative(found, expected):
     return ((found.detach().double() - expected).abs().max() / expected.abs().max()).item()
-
-
-@pytest.mark.parametrize("block_of_peak", [MIXED, np.sort(MIXED)], ids=["mixed", "sorted"])
-def test_lists_hold_the_entries_of_each_peak_in_order_of_the_cells(block_of_peak):
-    blocks, rows, counts, dense, _ = case(block_of_peak)
-    values = counts * 0.5
-    lists = list_by_peak(blocks, *rows, values, counts)
-    found = torch.zeros_like(dense)
-    for p in range(blocks.n_peaks):
-        cells = lists.cells[lists.starts[p] : lists.starts[p + 1]]
-        assert (np.diff(cells) > 0).all()
-        found[cells, p] = torch.from_numpy(lists.counts[lists.starts[p] : lists.starts[p + 1]]).double()
-    assert torch.equal(found, dense)
-    np.testing.assert_array_equal(lists.values, lists.counts * 0.5)
-    assert list_by_peak(blocks, *rows).values.size == list_by_peak(blocks, *rows).counts.size == 0
-
-
-@pytest.mark.parametrize("diagonal", [False, True])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("n_hidden", [1, 5, 16, 40, 64, 100])
-def test_sparse_product_equals_the_dense_one_in_value_and_gradient(diagonal, weighted, n_hidden):
-    blocks, rows, counts, dense, (_, weight, _) = case(n_hidden=n_hidden)
-    lists = list_by_peak(blocks, *rows, counts if weighted else None)
-    x_bp = dense if weighted else (dense > 0).double()
-    (single,), (double,) = leaves(weight, dtype=torch.float32), leaves(weight, dtype=torch.float64)
-    out = sparse_product(single, lists, diagonal=diagonal)
-    parts = [x @ w for x, w in zip(x_bp.split(blocks.sizes, 1), double.split(blocks.sizes), strict=True)]
-    expected = torch.stack(parts, 1) if diagonal else sum(parts)
-    assert out.shape == expected.shape
-    assert relative(out, expected.detach()) < 1e-6
-    upstream = torch.randn_like(expected)
-    (got,) = torch.autograd.grad(out, single, upstream.float())
-    (right,) = torch.autograd.grad(expected, double, upstream)
-    assert relative(got, right) < 1e-6
 
 
 def bernoulli_reference(blocks, dense, layer, weight, closed, shift):
@@ -119,7 +59,7 @@ def both(kind, blocks, lists, dense, layer, **options):
 @pytest.mark.parametrize("kind", ["bernoulli", "multinomial"])
 @pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize(("n_cells", "n_hidden"), [(9, 3), (64, 20), (70, 64), (5, 130)])
-def test_losses_and_gradients_equal_the_dense_computation(kind, diagonal, n_cells, n_hidden):
+def test_losses_and_gradients_equal_the_dense_computation(case, kind, diagonal, n_cells, n_hidden):
     blocks, rows, counts, dense, layer = case(n_cells=n_cells, n_hidden=n_hidden, diagonal=diagonal)
     lists = list_by_peak(blocks, *rows, None, counts)
     found, expected, single, double = both(kind, blocks, lists, dense, layer)
@@ -133,7 +73,7 @@ def test_losses_and_gradients_equal_the_dense_computation(kind, diagonal, n_cell
 
 @pytest.mark.parametrize("kind", ["bernoulli", "multinomial"])
 @pytest.mark.parametrize("expected_gradient", [1.0, 0.3])
-def test_expected_gradients_are_those_of_any_gradient(kind, expected_gradient):
+def test_expected_gradients_are_those_of_any_gradient(case, kind, expected_gradient):
     blocks, rows, counts, dense, layer = case()
     lists = list_by_peak(blocks, *rows, None, counts)
     found, expected, single, double = both(kind, blocks, lists, dense, layer, expected=expected_gradient)
@@ -148,7 +88,7 @@ def test_expected_gradients_are_those_of_any_gradient(kind, expected_gradient):
 @pytest.mark.parametrize("kind", ["bernoulli", "multinomial"])
 @pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize(("n_cells", "n_hidden"), [(9, 3), (70, 64), (5, 131)])
-def test_bfloat16_stays_within_its_rounding(kind, diagonal, n_cells, n_hidden):
+def test_bfloat16_stays_within_its_rounding(case, kind, diagonal, n_cells, n_hidden):
     blocks, rows, counts, dense, layer = case(n_cells=n_cells, n_hidden=n_hidden, diagonal=diagonal)
     lists = list_by_peak(blocks, *rows, None, counts)
     found, expected, single, double = both(kind, blocks, lists, dense, layer, half=True)
@@ -159,7 +99,7 @@ def test_bfloat16_stays_within_its_rounding(kind, diagonal, n_cells, n_hidden):
 
 
 @pytest.mark.skipif(not has_half_precision(), reason="the processor does not multiply bfloat16")
-def test_numbers_that_bfloat16_holds_are_multiplied_exactly():
+def test_numbers_that_bfloat16_holds_are_multiplied_exactly(case):
     blocks, rows, _, dense, (hidden, weight, bias) = case(n_hidden=33)
     layer = [x.bfloat16().float() for x in (hidden, weight)] + [bias]
     lists = list_by_peak(blocks, *rows)
@@ -169,7 +109,7 @@ def test_numbers_that_bfloat16_holds_are_multiplied_exactly():
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(4, 30), st.integers(1, 40), st.booleans())
-def test_any_shape_equals_the_dense_computation(seed, n_cells, n_peaks, n_hidden, diagonal):
+def test_any_shape_equals_the_dense_computation(case, seed, n_cells, n_peaks, n_hidden, diagonal):
     rng = np.random.default_rng(seed)
     block_of_peak = np.unique(rng.integers(0, 4, n_peaks), return_inverse=True)[1]
     blocks, rows, counts, dense, layer = case(
@@ -193,7 +133,7 @@ def test_extreme_logits_cost_what_they_should(size):
 
 @pytest.mark.parametrize("kind", ["bernoulli", "multinomial"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_logit_that_is_not_finite_shows_in_the_loss_of_its_cell_alone(kind, bad):
+def test_a_logit_that_is_not_finite_shows_in_the_loss_of_its_cell_alone(case, kind, bad):
     blocks, rows, counts, dense, (hidden, weight, bias) = case(n_hidden=4)
     lists = list_by_peak(blocks, *rows, None, counts)
     hidden[2, 1, 0] = bad
@@ -209,14 +149,7 @@ def test_losses_far_from_zero_are_summed_without_loss():
     assert loss_b.item() == pytest.approx(n * np.logaddexp(0, np.float64(np.float32(0.1))), rel=3e-7)
 
 
-def test_totals_of_counts():
-    blocks, rows, counts, dense, _ = case()
-    total_b, factorials_b = count_totals(list_by_peak(blocks, *rows, None, counts))
-    torch.testing.assert_close(total_b, dense.sum(1))
-    torch.testing.assert_close(factorials_b, torch.lgamma(dense + 1).sum(1))
-
-
-def test_only_what_needs_a_gradient_gets_one():
+def test_only_what_needs_a_gradient_gets_one(case):
     blocks, rows, _, _, (hidden, weight, bias) = case()
     loss_b = bernoulli_loss(hidden.requires_grad_(), weight, bias, list_by_peak(blocks, *rows))
     loss_b.sum().backward()
@@ -234,7 +167,7 @@ def test_no_cells_give_no_losses():
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "multinomial"])
-def test_the_number_of_threads_changes_nothing(kind):
+def test_the_number_of_threads_changes_nothing(case, kind):
     blocks, rows, counts, dense, layer = case(diagonal=False, n_hidden=100)
     lists = list_by_peak(blocks, *rows, None, counts)
     results = []
@@ -252,7 +185,7 @@ def test_the_number_of_threads_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "multinomial"])
-def test_inputs_are_left_as_they_are(kind):
+def test_inputs_are_left_as_they_are(case, kind):
     blocks, rows, counts, dense, layer = case()
     lists = list_by_peak(blocks, *rows, None, counts)
     before = [x.clone() for x in layer]
@@ -265,7 +198,7 @@ def test_inputs_are_left_as_they_are(kind):
 
 @pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize(("n_cells", "n_hidden"), [(1, 3), (70, 64)])
-def test_outputs_of_a_layer_are_its_logits_or_probabilities(diagonal, n_cells, n_hidden):
+def test_outputs_of_a_layer_are_its_logits_or_probabilities(case, diagonal, n_cells, n_hidden):
     blocks, _, _, _, layer = case(n_cells=n_cells, n_hidden=n_hidden, diagonal=diagonal)
     logits = dense_logits(blocks, *(x.double() for x in layer))
     torch.testing.assert_close(layer_outputs(*layer, blocks).double(), logits, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,212 @@
+"""Sparse peaks, and their products with weights, as functions of autograd.
+
+They take CPU tensors of single precision. Legend of shapes: b cells of the batch, p peaks, o non-zeros, c blocks of
+peaks, h hidden units.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.autograd.function import once_differentiable
+
+from epivi.nn.kernels._threads import run_all
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from epivi.nn.linear import PeakBlocks
+
+NO_VALUES = np.empty(0, dtype=np.float32)
+_NO_RANK = np.empty(0, dtype=np.int64)
+
+
+def has_half_precision() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX-512 BF16)."""
+    from epivi.nn.kernels._vectors import HAS_BF16
+
+    return HAS_BF16
+
+
+class GradientBuffer:
+    """Memory of a gradient, used again for the next one as soon as nothing refers to it.
+
+    New memory of many megabytes costs as much time as the product that fills it.
+
+    Examples
+    --------
+    >>> buffer = GradientBuffer()
+    >>> first, second = buffer.take((2, 3)), buffer.take((2, 3))
+    >>> first.data_ptr() == second.data_ptr()
+    False
+    >>> place = second.data_ptr()
+    >>> del second
+    >>> buffer.take((2, 3)).data_ptr() == place
+    True
+    """
+
+    def __init__(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the memory."""
+        self.array = np.empty((0, 0), dtype=np.float32)
+        self.n_own = self._references()
+
+    def _references(self) -> int:
+        return sys.getrefcount(self.array)
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """Return memory of a shape, holding anything; a tensor, or a view of it, keeps it from being used again."""
+        if self.array.shape != tuple(shape) or self._references() > self.n_own:
+            self.array = np.empty(shape, dtype=np.float32)
+        return torch.from_numpy(self.array)
+
+
+class PeakLists(NamedTuple):
+    """The non-zeros of a batch, peak by peak in block order.
+
+    Attributes
+    ----------
+    n_rows
+        Cells of the batch.
+    starts, cells
+        Shapes (p + 1,) and (o,): where the entries of each peak start, and their cells.
+    values, counts
+        Shape (o,): what the encoder reads (empty where every entry is one), and counts (empty where there are none).
+    blocks
+        The blocks of peaks.
+    """
+
+    n_rows: int
+    starts: np.ndarray
+    cells: np.ndarray
+    values: np.ndarray
+    counts: np.ndarray
+    blocks: PeakBlocks
+
+
+def list_by_peak(
+    blocks: PeakBlocks, indptr: Tensor, indices: Tensor, values: Tensor | None = None, counts: Tensor | None = None
+) -> PeakLists:
+    """List the non-zeros of compressed rows peak by peak.
+
+    Parameters
+    ----------
+    blocks
+        The blocks of peaks.
+    indptr, indices
+        Compressed rows, shapes (b + 1,) and (o,), int64.
+    values, counts
+        Of the entries, shape (o,); ``None`` where every entry is one.
+
+    Examples
+    --------
+    >>> from epivi.nn.linear import PeakBlocks
+    >>> lists = list_by_peak(PeakBlocks.tiles(3), torch.tensor([0, 2, 3]), torch.tensor([0, 2, 2]))
+    >>> lists.starts.tolist(), lists.cells.tolist()
+    ([0, 1, 1, 3], [0, 0, 1])
+    """
+    from epivi.nn.kernels import _sparse
+
+    n = indices.numel()
+    columns = [NO_VALUES if column is None else column.float().numpy() for column in (values, counts)]
+    written = [np.empty(column.size, dtype=np.float32) for column in columns]
+    starts, cells = np.empty(blocks.n_peaks + 1, dtype=np.int64), np.empty(n, dtype=np.int32)
+    rank = _NO_RANK if blocks.is_ordered else blocks.rank.numpy()
+    _sparse.list_by_peak(indptr.numpy(), indices.numpy(), rank, *columns, (starts, cells, *written))
+    return PeakLists(indptr.numel() - 1, starts, cells, written[0], written[1], blocks)
+
+
+def _strips(n_hidden: int) -> list[tuple[int, int]]:
+    """Cut hidden units into strips as wide as a kernel goes over at a time; the last one may overlap."""
+    from epivi.nn.kernels._sparse import NARROW, WIDE
+
+    width = WIDE if n_hidden >= WIDE else NARROW if n_hidden >= NARROW else n_hidden
+    firsts = [*range(0, n_hidden - width, width), n_hidden - width]
+    return [(first, first + width) for first in firsts]
+
+
+def count_totals(batch: PeakLists) -> tuple[Tensor, Tensor]:
+    """Return the total count and the sum of the logs of the factorials of each cell, both of shape (b,), float64.
+
+    Examples
+    --------
+    >>> from epivi.nn.linear import PeakBlocks
+    >>> x = torch.tensor([0, 2]), torch.tensor([0, 1]), None, torch.tensor([2.0, 1.0])
+    >>> [round(total.item(), 4) for total in count_totals(list_by_peak(PeakBlocks.tiles(3), *x))]
+    [3.0, 0.6931]
+    """
+    from epivi.nn.kernels import _sparse
+
+    totals = np.zeros((2, batch.n_rows))
+    _sparse.sum_log_factorials(batch.cells, batch.counts, totals)
+    return torch.from_numpy(totals[0]), torch.from_numpy(totals[1])
+
+
+class _SparseProduct(torch.autograd.Function):
+    """Product of sparse rows with a weight, summed over blocks or one result a block."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_ph: Tensor, batch: PeakLists, diagonal: bool, buffer: GradientBuffer) -> Tensor:  # noqa: FBT001
+        from epivi.nn.kernels import _sparse
+
+        ctx.buffer = buffer
+        ctx.batch, ctx.diagonal, ctx.shape = batch, diagonal, weight_ph.shape
+        starts, n_hidden = batch.blocks.starts, weight_ph.shape[1]
+        peaks = list(pairwise(starts)) if diagonal else [(0, starts[-1])]
+        out_bch = torch.empty(batch.n_rows, len(peaks), n_hidden)
+        lists = (batch.starts, batch.cells, batch.values)
+        weight, out = weight_ph.detach().numpy(), out_bch.numpy()
+        run_all(
+            _sparse.rows_times_matrix,
+            [(part, lists, weight, strip, out, j) for j, part in enumerate(peaks) for strip in _strips(n_hidden)],
+        )
+        return out_bch if diagonal else out_bch[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        from epivi.nn.kernels import _sparse
+
+        batch, starts = ctx.batch, ctx.batch.blocks.starts
+        grad_bch = (grads[0] if ctx.diagonal else grads[0].unsqueeze(1)).contiguous().numpy()
+        grad_ph = ctx.buffer.take(ctx.shape)
+        lists, out = (batch.starts, batch.cells, batch.values), grad_ph.numpy()
+        jobs = [
+            (part, lists, grad_bch, j if ctx.diagonal else 0, strip, out)
+            for j, part in enumerate(pairwise(starts))
+            for strip in _strips(ctx.shape[1])
+        ]
+        run_all(_sparse.columns_times_matrix, jobs)
+        return grad_ph, None, None, None
+
+
+def sparse_product(
+    weight_ph: Tensor, batch: PeakLists, *, diagonal: bool, buffer: GradientBuffer | None = None
+) -> Tensor:
+    """Return x W: shape (b, c, h) with one result a block if ``diagonal``, else (b, h).
+
+    Parameters
+    ----------
+    weight_ph
+        Shape (p, h), peaks in block order.
+    batch
+        The sparse rows x.
+    diagonal
+        Whether each block is multiplied by itself.
+    buffer
+        Memory of the gradient.
+
+    Examples
+    --------
+    >>> from epivi.nn.linear import PeakBlocks
+    >>> lists = list_by_peak(PeakBlocks.tiles(3), torch.tensor([0, 2, 3]), torch.tensor([0, 2, 2]))
+    >>> sparse_product(torch.tensor([[1.0], [2.0], [4.0]]), lists, diagonal=False).tolist()
+    [[5.0], [4.0]]
+    """
+    return _SparseProduct.apply(weight_ph, batch, diagonal, buffer or GradientBuffer())
