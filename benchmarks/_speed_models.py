@@ -28,7 +28,7 @@ class Pair:
     Parameters
     ----------
     ours, rival
-        Names of classes in epivi and in scvi.model.
+        Names of classes in epivi, and in scvi.model or scvi.external.
     goal
         Least ratio of training steps per second.
     options
@@ -101,9 +101,9 @@ def with_rna(adata: AnnData) -> Any:
 
 def build_rival(pair: Pair, adata: AnnData) -> Any:
     """Set the data up for the model of scvi-tools and return it, at its defaults."""
-    import scvi
+    import scvi.external
 
-    kind = getattr(scvi.model, pair.rival)
+    kind = getattr(scvi.model if hasattr(scvi.model, pair.rival) else scvi.external, pair.rival)
     if pair.rival == "MULTIVI":
         mdata = with_rna(adata)
         kind.setup_mudata(mdata, modalities={"rna_layer": "rna", "atac_layer": "atac"})

@@ -112,7 +112,7 @@ CASES = {
     "start behind end": (at("atac", start=500), ["start", "end"], {}),
     "start missing": (at("atac", start=None), ["start"], {}),
     "one gene": (one_gene, ["1 genes", "at least 2"], {}),
-    "no peaks of some cells": (without_cells_of_peaks, ["5 of 40 cells have no 'atac'", "'c0'"], {}),
+    "no peaks of some cells": (without_cells_of_peaks, ["5 of 40 cells have no 'atac'", "'c4'"], {}),
     "no rna": (without_rna, ["no modality 'rna'", "modalities="], {}),
     "missing batch": (gap, ["'batch'", "1 missing"], {}),
     "unknown batch column": (lambda mdata: mdata, ["'bacth'", "'batch'"], {"batch_key": "bacth"}),

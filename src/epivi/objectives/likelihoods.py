@@ -121,9 +121,18 @@ def layer_bernoulli(
     2.7726
     """
     if isinstance(batch, PeakLists):
-        weights = {"weight": weight, "closed_weight": closed_weight, "shift": shift}
-        options = {"half": half, "expected": expected, "buffer": layer.buffer}
-        return bernoulli_loss(hidden, layer.weight, layer.bias, batch, **weights, **options)
+        return bernoulli_loss(
+            hidden,
+            layer.weight,
+            layer.bias,
+            batch,
+            weight=weight,
+            closed_weight=closed_weight,
+            shift=shift,
+            half=half,
+            expected=expected,
+            buffer=layer.buffer,
+        )
     loss_b = hidden.new_zeros(hidden.shape[0])
     for j, block_bp in enumerate(layer(hidden)):
         logits_bp = block_bp - shift if shift else block_bp
@@ -170,10 +179,18 @@ def layer_poisson(
     True
     """
     if isinstance(batch, PeakLists):
-        total_b, factorials_b = (x_b.to(hidden.dtype) for x_b in count_totals(batch))
-        options = {"half": half, "expected": expected, "buffer": layer.buffer}
-        loss_b = multinomial_loss(hidden, layer.weight, layer.bias, batch, **options)
-        return loss_b + _poisson_constant(total_b, factorials_b)
+        total_b, factorials_b = count_totals(batch)
+        loss_b = multinomial_loss(
+            hidden,
+            layer.weight,
+            layer.bias,
+            batch,
+            total_b=total_b,
+            half=half,
+            expected=expected,
+            buffer=layer.buffer,
+        )
+        return loss_b + _poisson_constant(total_b, factorials_b).to(hidden.dtype)
     total_b, factorials_b, dot_b = (hidden.new_zeros(hidden.shape[0]) for _ in range(3))
     log_sums = []
     for j, logits_bp in enumerate(layer(hidden)):

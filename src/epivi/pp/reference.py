@@ -246,7 +246,8 @@ def peak_centroids(adata: AnnData, *, layer: str | None = None, n_comps: int = 3
     (20, 4)
     """
     matrix, _ = _in_memory(adata, layer)
-    open_np = sp.csr_array(matrix)
+    open_np = sp.csr_array(matrix, copy=True)
+    open_np.sum_duplicates()
     open_np.data = (open_np.data > 0).astype(np.float32)
     n_used = _cap(n_comps + 1, open_np.shape, "n_comps")
     z_nd = _svd(_tfidf(open_np, binarize=True), n_used, seed)[:, 1:]

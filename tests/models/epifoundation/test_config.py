@@ -52,6 +52,7 @@ def test_choices_replace_those_of_the_size_and_none_leaves_them():
         ({"batch_adversary": math.nan}, "batch_adversary=nan"),
         ({"count_levels": "yes"}, "count_levels"),
         ({"checkpoint": 2}, "checkpoint"),
+        ({"linear_readout": "yes"}, "linear_readout"),
         ({"expression_target": "levels"}, "'level'"),
         ({"n_levels": 1}, "n_levels=1"),
         ({"peak_identity": False}, "take positions='genome'"),

@@ -15,6 +15,7 @@ import epivi
 from epivi import _keys as keys
 from epivi._errors import ConfigError, DataError
 from epivi.models.epifoundation.config import EpiFoundationConfig
+from epivi.models.epifoundation.readout import Moments, reduced_rank_ridge
 
 
 def test_data_that_were_never_set_up_work_with_the_defaults(mdata, learn, caplog):
@@ -167,6 +168,7 @@ def test_peaks_alone_are_pretrained_on_hidden_peaks(peaks, make, learn):
         {"batch_adversary": 0.1, "count_levels": True},
         {"peak_init": "lsi"},
         {"task": "expression", "expression_target": "level", "max_genes": 6},
+        {"task": "expression", "linear_readout": False},
     ],
 )
 def test_options_train_save_and_read_the_same_again(simulated, make, learn, same_weights, tmp_path, options):
@@ -199,15 +201,29 @@ def test_vectors_are_told_in_units_of_their_spread_when_training_began(simulated
     with pytest.warns(UserWarning, match="trained"):
         latent = model.get_latent_representation()
     learn(model, plan_kwargs={"lr": 1e-12, "weight_decay": 0.0})
-    np.testing.assert_allclose(model.module.cell_mean.numpy(), latent.mean(0), atol=1e-6)
-    np.testing.assert_allclose(model.module.cell_sd.numpy(), latent.std(0), atol=1e-6)
-    told = model.module.standardised(torch.from_numpy(latent)).numpy()
+    own = latent[np.asarray(model.train_indices)]
+    told = model.module.standardised(torch.from_numpy(own)).numpy()
     np.testing.assert_allclose(told.mean(0), 0.0, atol=1e-3)
     np.testing.assert_allclose(told.std(0), 1.0, atol=1e-3)
-    # a second training keeps the units that the decoder has learnt with
-    before = model.module.cell_mean.clone()
+    # a second training keeps what the decoder has learnt with
+    before = model.module.standardised(torch.from_numpy(own))
     learn(model, lr=1e-2)
-    assert torch.equal(model.module.cell_mean, before)
+    assert torch.equal(model.module.standardised(torch.from_numpy(own)), before)
+
+
+def test_expression_starts_at_the_ridge_regression(simulated, make, learn):
+    model = make(simulated.copy(), task="expression")
+    with pytest.warns(UserWarning, match="trained"):
+        latent = model.get_latent_representation()
+    learn(model, plan_kwargs={"lr": 1e-12, "weight_decay": 0.0}, train_size=0.7)
+    y = simulated["rna"].X.toarray()
+    values = np.log1p(1e4 * y / y.sum(1, keepdims=True))
+    units = (values - values.mean(0)) / values.std(0)
+    z = model.module.standardised(torch.from_numpy(latent)).numpy().astype(float)
+    parts = [Moments.of([(z[rows], units[rows])]) for rows in (model.train_indices, model.validation_indices)]
+    weight, _ = reduced_rank_ridge(*parts)
+    found = model.get_normalized_expression().to_numpy()
+    np.testing.assert_allclose(found, values.mean(0) + values.std(0) * (z @ weight), atol=5e-3)
 
 
 def test_genes_are_told_in_units_of_their_spread(simulated, make):

@@ -39,14 +39,22 @@ def genes_of():
 
 
 def spread(module):
-    """Make the units of cell vectors and genes others than one."""
+    """Make the units of cell vectors and genes others than one, and no weight of the last layers 0."""
     generator = torch.Generator().manual_seed(7)
-    for name in ("cell", "gene"):
-        if hasattr(module, f"{name}_mean"):
-            mean, sd = getattr(module, f"{name}_mean"), getattr(module, f"{name}_sd")
-            mean.copy_(torch.randn(mean.shape, generator=generator))
-            sd.copy_(0.5 + torch.rand(sd.shape, generator=generator))
+    with torch.no_grad():
+        module.cell_mean.normal_(generator=generator)
+        module.cell_sd.uniform_(0.5, 1.5, generator=generator)
+        if hasattr(module, "gene_mean"):
+            module.gene_mean.normal_(generator=generator)
+            module.gene_sd.uniform_(0.5, 1.5, generator=generator)
+            module.decoder.out.weight.normal_(generator=generator)
+        if module.readout is not None:
+            module.readout.weight.normal_(generator=generator)
     return module
+
+
+def units(module, z):
+    return (z - module.cell_mean) / module.cell_sd
 
 
 def run(module, batch):
@@ -104,8 +112,7 @@ def test_predictions_against_the_concatenated_form_of_the_equations(build_module
     found = module.generative(z, None, batch[REGISTRY_KEYS.BATCH_KEY])["genes"]
     table, decoder = module.genes(module.encoder.places), module.decoder
     for cell in range(3):
-        unit = (z[cell] - module.cell_mean) / module.cell_sd
-        told = torch.cat([unit, module.batches(batch[REGISTRY_KEYS.BATCH_KEY][cell, 0])])
+        told = torch.cat([units(module, z[cell]), module.batches(batch[REGISTRY_KEYS.BATCH_KEY][cell, 0])])
         for gene in range(4):
             gate = torch.sigmoid(decoder.gate(table[gene]))
             hidden = linear(torch.cat([told, gate]), decoder.hidden.weight, decoder.hidden.bias)
@@ -188,12 +195,38 @@ def test_cells_without_rna_take_part_in_nothing_but_do_not_break(build_module):
 
 
 @torch.no_grad()
-def test_expression_is_told_in_units_of_each_gene(build_module):
-    module = spread(build_module(task="expression"))
+@pytest.mark.parametrize("linear_readout", [True, False])
+def test_expression_is_told_in_units_of_each_gene(build_module, linear_readout):
+    module = spread(build_module(task="expression", linear_readout=linear_readout))
     z = torch.randn(2, 32)
-    unit = (z - module.cell_mean) / module.cell_sd
+    unit = units(module, z)
     raw = module.decoder(unit, module.genes(module.encoder.places))[:, :, 0]
+    if linear_readout:
+        raw = raw + unit @ module.readout.weight.T
+    else:
+        assert module.readout is None
     torch.testing.assert_close(module.generative(z)["genes"][:, :, 0], module.gene_mean + module.gene_sd * raw)
+
+
+@torch.no_grad()
+def test_before_training_the_decoder_adds_nothing_to_the_linear_readout(build_module):
+    module = build_module(task="expression")
+    assert not module.decoder.out.weight.any()
+    module.gene_mean.normal_()
+    module.readout.weight.zero_()
+    found = module.generative(torch.randn(3, 32))["genes"][:, :, 0]
+    torch.testing.assert_close(found, module.gene_mean.expand(3, -1))
+
+
+def test_a_frozen_encoder_drops_nothing(build_module):
+    module = build_module(task="expression", dropout_rate=0.5)
+    assert module.train().encoder.training
+    for parameter in module.encoder.parameters():
+        parameter.requires_grad_(requires_grad=False)
+    module.train()
+    assert module.training
+    assert not module.encoder.training
+    assert not module.eval().training
 
 
 @torch.no_grad()
@@ -235,7 +268,7 @@ def test_hidden_peaks_are_told_by_a_bilinear_form_and_pads_and_unknown_peaks_are
         module.peak_bias.weight.normal_()
         z = module.inference(**module._get_inference_input(batch))["z"]
         found = module.peak_logits(z, hidden.clamp_min(0))
-        told = module.peak_readout((z - module.cell_mean) / module.cell_sd)
+        told = module.peak_readout(units(module, z))
         bias = module.peak_bias.weight[:, 0]
         for cell, at in ((0, 0), (0, 1), (1, 0)):
             peak = hidden[cell, at]
@@ -261,7 +294,7 @@ def test_the_adversary_adds_its_loss_where_there_are_batches(build_module):
     module = spread(build_module(n_batch=2, batch_adversary=0.3))
     batch = batch_of(**genes_of())
     inference, _, losses = module(batch)
-    unit = (inference["z"] - module.cell_mean) / module.cell_sd
+    unit = units(module, inference["z"])
     expected = cross_entropy(module.adversary(unit), batch[REGISTRY_KEYS.BATCH_KEY][:, 0])
     torch.testing.assert_close(losses.extra_metrics["adversary_loss"], expected)
     torch.testing.assert_close(losses.loss, losses.extra_metrics["gene_loss"] + expected)

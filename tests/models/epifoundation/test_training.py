@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal as signals
 
 import numpy as np
@@ -43,7 +42,6 @@ def test_training_lowers_the_loss_and_beats_the_frequency_of_genes(one_thread, m
     learn(model, 40, lr=5e-3, early_stopping=False, train_size=0.8)
     history = {key: table.to_numpy()[:, 0] for key, table in model.history.items()}
     assert all(np.isfinite(values).all() for values in history.values())
-    assert history["train_loss"][0] == pytest.approx(math.log(2), abs=0.1)
     assert history["validation_loss"][-1] < history["gene_frequency_loss_validation"][-1] - 0.02
     assert history["balanced_accuracy_validation"][-1] > 0.6
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from epivi._errors import DataError
 from epivi.nn.kernels import GradientBuffer, count_totals, list_by_peak, sparse_product
+from epivi.nn.linear import PeakBlocks
 
 MIXED = np.array([2, 0, 1, 1, 2, 0, 3, 1, 2, 1, 0])
 
@@ -84,3 +86,17 @@ def test_gradients_that_are_kept_are_not_written_over(case):
     sparse_product(weight, lists, diagonal=True, buffer=buffer).sum().backward()
     assert torch.equal(weight.grad, once)
     assert torch.equal(kept, 2 * once)
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_peaks_that_no_layer_knows_are_refused(bad):
+    with pytest.raises(DataError, match=rf"The batch holds peaks {min(bad, 1)} to {max(bad, 1)}, and the layers know"):
+        list_by_peak(PeakBlocks.tiles(3), torch.tensor([0, 2]), torch.tensor([1, bad]))
+
+
+def test_logs_of_factorials_of_any_count():
+    counts = torch.tensor([1.0, 2.0, 2.5, 255.0, 256.0, 1000.0])
+    rows = torch.tensor([0, 6]), torch.arange(6), None, counts
+    total_b, factorials_b = count_totals(list_by_peak(PeakBlocks.tiles(6), *rows))
+    assert total_b.item() == counts.double().sum().item()
+    assert factorials_b.item() == pytest.approx(torch.lgamma(counts.double() + 1).sum().item(), rel=1e-12)

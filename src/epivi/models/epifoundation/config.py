@@ -32,6 +32,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_genes": 32,
         "dropout_rate": 0.0,
         "peak_init": "random",
+        "linear_readout": False,
     },
     "tutorial": {
         "width": 128,
@@ -43,6 +44,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_genes": 512,
         "dropout_rate": 0.0,
         "peak_init": "lsi",
+        "linear_readout": True,
     },
     "paper": {
         "width": 512,
@@ -54,6 +56,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_genes": 8_000,
         "dropout_rate": 0.15,
         "peak_init": "random",
+        "linear_readout": False,
     },
 }
 
@@ -94,8 +97,8 @@ class EpiFoundationConfig:
     expression_target, n_levels
         What the task "expression" predicts: log-normalised values, or ranks within the cell in so many levels.
     linear_readout
-        Whether expression is also read off the cell vector by a linear map, which starts at the least-squares fit
-        (beyond the paper). The gated decoder then learns what is left.
+        Whether expression is also read off the cell vector by a linear map, which starts at a least-squares fit
+        (beyond the paper). The gated decoder starts at zero and learns what is left.
     checkpoint
         Whether activations are computed again in the backward pass, which saves memory.
 

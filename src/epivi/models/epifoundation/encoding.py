@@ -211,6 +211,10 @@ class CellEncoding:
             keys.BATCH_GENE_TARGET: target_bn[:, gene_g],
         }
 
+    def gene_values(self, indptr: np.ndarray, values_o: np.ndarray) -> np.ndarray:
+        """Return what the task predicts of the non-zero values: whether a gene is expressed, or how much."""
+        return np.ones_like(values_o) if self.config.task == PRETRAINING else self.expression(indptr, values_o)
+
     def expression(self, indptr: np.ndarray, values_o: np.ndarray) -> np.ndarray:
         """Return what the task "expression" predicts of the non-zero values: log-normalised values, or levels."""
         counts_b = np.diff(indptr)

@@ -32,7 +32,7 @@ from epivi.models.epifoundation.finetune import FinetuneMixin
 from epivi.models.epifoundation.module import EpiFoundationModule, Vocabulary
 from epivi.models.epifoundation.outputs.embeddings import EmbeddingsMixin
 from epivi.models.epifoundation.outputs.labels import LabelsMixin
-from epivi.models.epifoundation.readout import Moments, reduced_rank_ridge, whitening
+from epivi.models.epifoundation.readout import Moments, reduced_rank_ridge
 from epivi.models.epifoundation.setup import SetupMixin
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
         What the task ``"expression"`` predicts: ``"lognorm"``, log-normalised values, or ``"level"``, ranks within the
         cell in so many levels, as the paper.
     linear_readout
-        Whether, for the task ``"expression"``, a linear map of the cell vector that starts at a ridge regression of
-        reduced rank is added to the gated decoder.
+        Whether a linear map of the cell vector that starts at a ridge regression of reduced rank is added to the gated
+        decoder of genes; by default in the size "tutorial".
     checkpoint
         Whether activations are computed again in the backward pass: less memory, a third more time.
     seed
@@ -149,7 +149,7 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
         count_levels: bool = False,
         expression_target: str = "lognorm",
         n_levels: int = 10,
-        linear_readout: bool = True,
+        linear_readout: bool | None = None,
         checkpoint: bool = False,
         seed: int | None = None,
     ) -> None:
@@ -240,20 +240,20 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
         return module
 
     def _start_from_means(self, module: EpiFoundationModule) -> None:
-        """Tell the decoder mean and standard deviation of each gene over the cells with expression."""
+        """Tell the decoder mean and standard deviation of what it predicts of each gene, over the cells with RNA."""
         encode = self._encoding(self.adata, targets=True)
         dataset = self.adata_manager.create_torch_dataset(data_and_attributes=[BATCH_RNA])
         sums_2n, n_cells = np.zeros((2, self.gene_names.size)), 0
         for start in range(0, self.adata.n_obs, ROWS_AT_ONCE):
             rows = dataset[np.arange(start, min(start + ROWS_AT_ONCE, self.adata.n_obs))]
             indptr, indices, values = (rows[f"{BATCH_RNA}_{part}"].numpy() for part in ("indptr", "indices", "values"))
-            target_o = encode.expression(indptr, values)
+            target_o = encode.gene_values(indptr, values)
             for number, power_o in enumerate((target_o, np.square(target_o))):
                 sums_2n[number] += np.bincount(indices, power_o, minlength=sums_2n.shape[1])
             n_cells += int((np.diff(indptr) > 0).sum())
         mean_n, square_n = sums_2n / max(n_cells, 1)
         module.gene_mean.copy_(torch.from_numpy(mean_n))
-        if self.config.expression_target == "lognorm":
+        if self.config.task == PRETRAINING or self.config.expression_target == "lognorm":
             sd_n = np.sqrt(np.maximum(square_n - mean_n**2, 0.0))
             # a gene expressed in one cell of the data must not weigh as one that varies
             module.gene_sd.copy_(torch.from_numpy(np.maximum(sd_n, LEAST_SD * sd_n.max())))
@@ -345,9 +345,9 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
     def _standardise(self, rows: np.ndarray) -> None:
         """Tell the decoders mean and spread of the cell vectors as they are."""
         vectors_nd = self._vectors(np.random.default_rng(self.seed).permutation(rows)[:STANDARDISED_CELLS])
-        mean_d, whitening_dd = whitening(vectors_nd)
-        self.module.cell_mean.copy_(torch.from_numpy(mean_d))
-        self.module.cell_whitening.copy_(torch.from_numpy(whitening_dd))
+        sd_d = vectors_nd.std(0)
+        self.module.cell_mean.copy_(torch.from_numpy(vectors_nd.mean(0)))
+        self.module.cell_sd.copy_(torch.from_numpy(np.maximum(sd_d, LEAST_SD * max(float(sd_d.max()), 1e-6))))
 
     def _start_from_ridge(self, splits: Mapping[str, np.ndarray]) -> None:
         """Start the linear readout at a ridge regression on the training cells, chosen by the validation cells."""
@@ -356,6 +356,9 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
         if not train.n or not validation.n:
             return
         weight_dn, chosen = reduced_rank_ridge(train, validation)
+        if self.config.task == PRETRAINING:
+            # from shares to their logits, as a linear discriminant has it
+            weight_dn = weight_dn / self.module.gene_sd.cpu().numpy()
         with torch.no_grad():
             self.module.readout.weight.copy_(torch.from_numpy(weight_dn.T))
         logger.info(
@@ -376,7 +379,7 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
             indptr, indices, values = (batch[f"{BATCH_RNA}_{name}"].numpy() for name in ("indptr", "indices", "values"))
             counts_b = np.diff(indptr)
             y_bn = np.zeros((part.size, mean_n.size), dtype=np.float32)
-            y_bn[np.repeat(np.arange(part.size), counts_b), indices] = encode.expression(indptr, values)
+            y_bn[np.repeat(np.arange(part.size), counts_b), indices] = encode.gene_values(indptr, values)
             z_bd = module.standardised(torch.from_numpy(self._vectors(part)).to(self.device)).cpu().numpy()
             has_rna_b = counts_b > 0
             yield z_bd[has_rna_b].astype(np.float64), ((y_bn - mean_n) / sd_n)[has_rna_b].astype(np.float64)

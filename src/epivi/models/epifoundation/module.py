@@ -73,7 +73,7 @@ class EpiFoundationModule(EpiModule):
     """
 
     cell_mean: Tensor
-    cell_whitening: Tensor
+    cell_sd: Tensor
     gene_log_odds: Tensor
     gene_mean: Tensor
     gene_sd: Tensor
@@ -102,15 +102,15 @@ class EpiFoundationModule(EpiModule):
                     self.batches = TokenTable(vocabulary.n_batch, width, n_special=0)
                     n_input = 2 * width
             self.decoder = GatedDecoder(n_input, width, config.n_gate, n_out)
-            if config.task == EXPRESSION:
-                # the decoder predicts by how many standard deviations a cell differs from the mean of training
-                self.register_buffer("gene_mean", torch.zeros(self.n_genes))
-                self.register_buffer("gene_sd", torch.ones(self.n_genes))
-                if config.linear_readout:
-                    self.readout = nn.Linear(width, self.n_genes, bias=False)
-                    # nothing is added to the least-squares fit before training
-                    nn.init.zeros_(self.decoder.out.weight)
-                    nn.init.zeros_(self.decoder.out.bias)
+            # expression is predicted by how many standard deviations a cell differs from the mean of the training cells
+            self.register_buffer("gene_mean", torch.zeros(self.n_genes))
+            self.register_buffer("gene_sd", torch.ones(self.n_genes))
+            if config.linear_readout:
+                self.readout = nn.Linear(width, self.n_genes, bias=False)
+                # nothing is added to the least-squares fit before training
+                nn.init.zeros_(self.readout.weight)
+                nn.init.zeros_(self.decoder.out.weight)
+                nn.init.zeros_(self.decoder.out.bias)
         if config.task in LABEL_TASKS:
             self.decoder = LabelDecoder(width, vocabulary.n_classes)
             self.register_buffer("temperature", torch.ones(()))
@@ -120,9 +120,9 @@ class EpiFoundationModule(EpiModule):
             nn.init.zeros_(self.peak_bias.weight)
         if config.batch_adversary > 0 and vocabulary.n_batch > 1:
             self.adversary = BatchAdversary(width, vocabulary.n_batch, config.batch_adversary)
-        # decoders read the cell vector whitened over the cells as they were when training began
+        # decoders read the cell vector in units of its spread over the cells when training began
         self.register_buffer("cell_mean", torch.zeros(width))
-        self.register_buffer("cell_whitening", torch.eye(width))
+        self.register_buffer("cell_sd", torch.ones(width))
         self.register_buffer("gene_log_odds", vocabulary.gene_log_odds.float(), persistent=False)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
@@ -180,25 +180,29 @@ class EpiFoundationModule(EpiModule):
         elif self.genes is not None and self.decoder is not None:
             table_nd = self.genes(self.encoder.places)
             outputs["genes"] = self.decoder(self._with_batch(z, batch), table_nd, genes)
+            if self.readout is not None:
+                outputs["genes"] = outputs["genes"] + self._linear(z, genes)
             if self.config.task == EXPRESSION:
-                mean_g, sd_g = (
-                    values_n if genes is None else values_n[genes.clamp_min(0)]
-                    for values_n in (self.gene_mean, self.gene_sd)
-                )
-                if self.readout is not None:
-                    linear_bn = self.readout(z)
-                    linear_bg = linear_bn if genes is None else linear_bn.gather(1, genes.clamp_min(0))
-                    outputs["genes"] = outputs["genes"] + linear_bg[:, :, None]
+                mean_g, sd_g = (_of_genes(values_n, genes) for values_n in (self.gene_mean, self.gene_sd))
                 outputs["genes"] = mean_g[..., None] + sd_g[..., None] * outputs["genes"]
         return outputs
 
-    def standardised(self, z_bd: Tensor) -> Tensor:
-        """Return cell vectors whitened over the cells as they were when training began.
+    def _linear(self, z_bd: Tensor, genes_bg: Tensor | None) -> Tensor:
+        """Return what the linear readout adds to the outputs of the genes, shape (b, g, outputs)."""
+        linear_bn = self.readout(z_bd)  # type: ignore[misc]
+        linear_bg = linear_bn if genes_bg is None else linear_bn.gather(1, genes_bg.clamp_min(0))
+        if self.config.task == EXPRESSION:
+            return linear_bg[:, :, None]
+        # logits start at those of the gene's frequency
+        logit_bg = linear_bg + _of_genes(self.gene_log_odds - self.gene_log_odds.mean(), genes_bg)
+        return torch.stack([torch.zeros_like(logit_bg), logit_bg], dim=2)
 
-        At the start the vectors of all cells are nearly alike, since most of each is the vector of [CLS], and the few
-        directions in which they differ most hide the others.
+    def standardised(self, z_bd: Tensor) -> Tensor:
+        """Return cell vectors in units of their spread over the cells when training began.
+
+        At the start the vectors of all cells are nearly alike: most of each is the vector of [CLS].
         """
-        return (z_bd - self.cell_mean) @ self.cell_whitening
+        return (z_bd - self.cell_mean) / self.cell_sd
 
     def _with_batch(self, z_bd: Tensor, batch_b1: Tensor | None) -> Tensor:
         """Return the cell vectors, followed by those of their batches where the decoder reads them (equation 7)."""
@@ -290,3 +294,8 @@ class EpiFoundationModule(EpiModule):
         terms["labels"] = masked_mean(cross_entropy(logits_bk, label_b, reduction="none"), mask_b)
         is_right_b = (logits_bk.argmax(1) == label_b).float()
         metrics["accuracy"] = masked_mean(is_right_b, mask_b).detach()
+
+
+def _of_genes(values_n: Tensor, genes_bg: Tensor | None) -> Tensor:
+    """Return the values of the genes asked for, or of all."""
+    return values_n if genes_bg is None else values_n[genes_bg.clamp_min(0)]

@@ -12,40 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-LEAST_VARIANCE = 1e-5
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+PENALTIES = (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 RANKS = (1, 2, 3, 5, 8, 12, 20, 32, 64)
-
-
-def whitening(vectors_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    r"""Return the mean of vectors and the matrix that gives them the covariance of about the identity.
-
-    .. math:: W = (C + \epsilon \lambda_1 I)^{-1/2}
-
-    with the covariance C, its largest eigenvalue and :math:`\epsilon = 10^{-5}`.
-
-    Parameters
-    ----------
-    vectors_nd
-        Shape (n, d).
-
-    Returns
-    -------
-    Shapes (d,) and (d, d). Of vectors that are all alike the matrix is the identity.
-
-    Examples
-    --------
-    >>> mean, matrix = whitening(np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0], [2.0, 1.0]]))
-    >>> mean.tolist(), round(float(matrix[0, 0]), 3)
-    ([2.0, 1.0], 0.707)
-    """
-    mean_d = vectors_nd.mean(0)
-    centred_nd = (vectors_nd - mean_d).astype(np.float64)
-    values, vectors = np.linalg.eigh(centred_nd.T @ centred_nd / max(len(vectors_nd), 1))
-    if values[-1] <= np.finfo(np.float32).tiny:
-        return mean_d, np.eye(mean_d.size)
-    scale = 1.0 / np.sqrt(np.maximum(values, 0.0) + LEAST_VARIANCE * values[-1])
-    return mean_d, (vectors * scale) @ vectors.T
 
 
 class Moments(NamedTuple):

@@ -187,7 +187,9 @@ class ExpressionField(LayerField):
         self._store(adata_target, n_expressed)
         kept = {key: state_registry[key] for key in (self.N_VARS_KEY, NAMES, ALIASES, KIND)}
         kept |= {self.N_OBS_KEY: adata_target.n_obs, KNOWN: found.known, ROWS: found.rows}
-        return kept | self._measured(adata_target, vocabulary.size, found)
+        tells_sets = self.dataset_key in adata_target.obs and VARM_MEASURED in adata_target.varm
+        # data without that table are one data set, which measures the genes that it has
+        return kept | self._measured(adata_target, vocabulary.size, found, is_one=not tells_sets)
 
     def make_reader(self, adata: AnnData, state: Mapping[str, Any]) -> SparseReader:  # noqa: ARG002
         """Return the reader of the rows, in the columns of the data; rows on disk are read when they are asked for."""
@@ -251,9 +253,9 @@ class ExpressionField(LayerField):
             )
         adata.obs[OBS_N_EXPRESSED] = n_expressed.astype(np.int64)
 
-    def _measured(self, adata: AnnData, n_genes: int, found: Matched) -> dict[str, Any]:
+    def _measured(self, adata: AnnData, n_genes: int, found: Matched, *, is_one: bool = False) -> dict[str, Any]:
         """Return the data sets and which genes of the vocabulary each measures, (c, m)."""
-        if self.dataset_key is None:
+        if is_one or self.dataset_key is None:
             measured = np.zeros((1, n_genes), dtype=bool)
             measured[0, found.rows - 1] = True
             return {DATASETS: np.array([], dtype=np.str_), MEASURED: measured}

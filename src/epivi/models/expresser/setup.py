@@ -9,7 +9,6 @@ from scvi.data.fields import NumericalObsField
 
 from epivi import _validate
 from epivi._errors import DataError
-from epivi._keys import VARM_MEASURED
 from epivi.models.base_setup import ObsKeys, check_transfer, register
 from epivi.models.expresser.fields import COUNTS, LOGNORM, ExpressionField, default_dataset_key
 
@@ -75,12 +74,9 @@ class SetupMixin:
         _validate.check_choice(input_kind, "input_kind", INPUT_KINDS)
         _validate.check_choice(empty_cells, "empty_cells", EMPTY_CELLS)
         _check_genes(adata, layer)
-        is_transfer = bool(kwargs.get("source_registry"))
-        if not is_transfer:
+        if not kwargs.get("source_registry"):
             ObsKeys.of(setup_method_args).check(adata.obs, where="adata.obs")
         dataset_key = default_dataset_key(adata, dataset_key)
-        if is_transfer and dataset_key is not None and not _tells_data_sets(adata, dataset_key):
-            dataset_key = None  # a query may be one data set
         if size_factor_key is not None:
             _validate.check_continuous(adata.obs, size_factor_key, where="adata.obs", positive=True)
         field = ExpressionField(
@@ -88,11 +84,6 @@ class SetupMixin:
         )
         factor = NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False)
         register(cls, adata, [field, factor], setup_method_args, kwargs)
-
-
-def _tells_data_sets(adata: AnnData, dataset_key: str) -> bool:
-    """Whether data say which data set a cell is of, and which genes it measures."""
-    return dataset_key in adata.obs and VARM_MEASURED in adata.varm
 
 
 def _check_genes(adata: AnnData, layer: str | None) -> None:

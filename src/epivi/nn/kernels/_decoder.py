@@ -92,6 +92,18 @@ def _load(block, along, across, half):  # pragma: no cover - compiled
     return n_m
 
 
+@njit(cache=True, nogil=True)
+def _weight_gradient(target, spare, gradients, hidden, half):  # pragma: no cover - compiled
+    """Write the gradient of a tile of weights, at once if it has no rows and columns to fill up."""
+    n_m, n_hp = (target.shape[0] + ROWS - 1) // ROWS * ROWS, hidden.shape[1]
+    shape = (n_m, n_hp, hidden.shape[0])
+    if target.shape == (n_m, n_hp):
+        product(target, gradients, gradients.shape[1], 1, hidden, shape, half, WRITE)
+    else:
+        product(spare, gradients, gradients.shape[1], 1, hidden, shape, half, WRITE)
+        target[:] = spare[: target.shape[0], : target.shape[1]]
+
+
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def _sum_rows(tile, n_rows, out, first):  # pragma: no cover - compiled
     for i in range(n_rows):
@@ -144,9 +156,12 @@ def _log_sum(tile, n_rows, peak, lists, state, loss_b):  # pragma: no cover - co
     """Add exponentials to their sums, and subtract count x logit from the likelihoods of the cells."""
     starts, cells, counts = lists
     n_b = tile.shape[1]
+    dot_b = np.zeros(n_b, np.float32)
     for i in range(n_rows):
         for o in range(starts[peak + i], starts[peak + i + 1]):
-            loss_b[cells[o]] -= counts[o] * tile[i, cells[o]]
+            dot_b[cells[o]] += counts[o] * tile[i, cells[o]]
+    for cell in range(loss_b.size):
+        loss_b[cell] -= dot_b[cell]
     for cell in range(0, n_b, WIDTH):
         exp_sum_column(tile, cell, n_b, n_rows, state, cell, n_b)
 
@@ -235,5 +250,4 @@ def decode_block(  # noqa: PLR0913, PLR0917  # pragma: no cover - compiled
             n_r = (n + per_word - 1) // per_word
             n_h = (block.shape[1] + ROWS - 1) // ROWS * ROWS
             product(grad_hb, across, 1, n_hp, tile_across, (n_h, n_b, n_r), half, ADD)
-            product(grad_tile, tile_along, tile_along.shape[1], 1, rows, (n_m, n_hp, rows.shape[0]), half, WRITE)
-            grad_weight_ph[first : first + n] = grad_tile[:n, : block.shape[1]]
+            _weight_gradient(grad_weight_ph[first : first + n], grad_tile, tile_along, rows, half)

@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 from epivi.nn.kernels._vectors import _FLOAT, _INT32, _INT64, _VECTOR, WIDTH, _broadcast, _data
 
+_intrinsic: Any = intrinsic  # its type counts the typing context among the arguments
 _WORDS = ir.VectorType(_INT32, WIDTH)
 _BYTES = ir.VectorType(ir.IntType(8), WIDTH)
 _ROUNDING: Final = 1.5 * 2.0**23  # adding it leaves the nearest whole number in the low bits
@@ -136,7 +137,7 @@ def _words(value: int) -> ir.Constant:
     return ir.Constant(_WORDS, [value] * WIDTH)
 
 
-@intrinsic
+@_intrinsic
 def bernoulli_column(typingctx, tile, start, distance, n_rows, marks, factors, scale, cell, sums, n_cells):  # noqa: PLR0913, PLR0917, ARG001
     r"""Turn logits of WIDTH cells into gradients of the weighted Bernoulli loss, and write its parts.
 
@@ -204,7 +205,7 @@ def bernoulli_column(typingctx, tile, start, distance, n_rows, marks, factors, s
     return signature, generate
 
 
-@intrinsic
+@_intrinsic
 def exp_sum_column(typingctx, tile, start, distance, n_rows, state, cell, n_cells):  # noqa: ARG001
     """Add the exponentials of the logits of WIDTH cells to their sums, relative to the largest logit so far.
 
@@ -239,7 +240,7 @@ def exp_sum_column(typingctx, tile, start, distance, n_rows, state, cell, n_cell
     return signature, generate
 
 
-@intrinsic
+@_intrinsic
 def softmax_column(typingctx, tile, start, distance, n_rows, shift, scale, cell):  # noqa: ARG001
     """Replace the logits a of WIDTH cells by scale x exp(a - shift), with a at most the shift.
 

@@ -31,12 +31,17 @@ NARROW: Final = WIDTH
 
 @njit(cache=True, nogil=True)
 def list_by_peak(indptr, indices, rank, values, counts, lists):  # pragma: no cover - compiled
-    """List the entries of compressed rows peak by peak, cells in order; ``rank`` is empty where peaks stay in order."""
+    """List the entries of compressed rows peak by peak, cells in order, and return whether all peaks exist.
+
+    ``rank`` is empty where peaks stay in order.
+    """
     starts, cells, values_out, counts_out = lists
     n_p = starts.size - 1
     starts[:] = 0
     moved = rank.size > 0
     for o in range(indices.size):
+        if indices[o] < 0 or indices[o] >= n_p:
+            return False
         starts[(rank[indices[o]] if moved else indices[o]) + 1] += 1
     for p in range(n_p):
         starts[p + 1] += starts[p]
@@ -53,15 +58,23 @@ def list_by_peak(indptr, indices, rank, values, counts, lists):  # pragma: no co
     for p in range(n_p, 0, -1):
         starts[p] = starts[p - 1]
     starts[0] = 0
+    return True
 
 
 @njit(cache=True, nogil=True)
-def sum_log_factorials(cells, counts, totals):  # pragma: no cover - compiled
-    """Add the count of each entry, and the log of its factorial, to the two totals (2 x b) of its cell."""
+def sum_log_factorials(cells, counts, logs, totals):  # pragma: no cover - compiled
+    """Add the count of each entry, and the log of its factorial, to the two totals (2 x b) of its cell.
+
+    ``logs`` holds the logs of the factorials of small numbers.
+    """
     for o in range(cells.size):
-        totals[0, cells[o]] += counts[o]
-        if counts[o] != 1.0:
-            totals[1, cells[o]] += math.lgamma(counts[o] + 1.0)
+        count = counts[o]
+        totals[0, cells[o]] += count
+        whole = int(count)
+        if whole == count and whole < logs.size:
+            totals[1, cells[o]] += logs[whole]
+        else:
+            totals[1, cells[o]] += math.lgamma(count + 1.0)
 
 
 @njit(cache=True, nogil=True)

@@ -113,6 +113,8 @@ class _Bernoulli(_Pass):
 class _Multinomial(_Pass):
     """The multinomial likelihood: one pass for the sum of the exponentials, one for the gradients."""
 
+    total_b: np.ndarray
+
     def compute(self, scale: Tensor | float, *, wanted: bool) -> Tensor:
         """Return the losses, with gradients if they are wanted."""
         self.loss_cb[:] = 0.0
@@ -123,7 +125,7 @@ class _Multinomial(_Pass):
             largest_b = self.states[:, 0].max(0)
             sum_b = (self.states[:, 1].astype(np.float64) * np.exp(self.states[:, 0] - largest_b)).sum(0)
             log_sum_b = largest_b + np.log(sum_b)
-        total_b = count_totals(self.batch)[0].numpy()
+        total_b = self.total_b
         loss_b = self.loss_cb.sum(0) + total_b * log_sum_b[:n_rows]
         if wanted:
             scale_b = scale.numpy() if isinstance(scale, torch.Tensor) else scale
@@ -259,6 +261,7 @@ def multinomial_loss(
     bias_p: Tensor,
     batch: PeakLists,
     *,
+    total_b: Tensor | None = None,
     half: bool = False,
     expected: float = 1.0,
     buffer: GradientBuffer | None = None,
@@ -274,6 +277,8 @@ def multinomial_loss(
         As in :func:`bernoulli_loss`.
     batch
         The counts x.
+    total_b
+        Total counts n, as :func:`epivi.nn.kernels.count_totals` gives them; computed if they are not at hand.
 
     Returns
     -------
@@ -290,4 +295,5 @@ def multinomial_loss(
     4.1589
     """
     work = _Multinomial(hidden, weight_ph, bias_p, batch, half=half, buffer=buffer)
+    work.total_b = (count_totals(batch)[0] if total_b is None else total_b).numpy()
     return _Loss.apply(hidden, weight_ph, bias_p, work, expected, torch.is_grad_enabled())

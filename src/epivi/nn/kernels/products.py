@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from epivi._errors import DataError
 from epivi.nn.kernels._threads import run_all
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 NO_VALUES = np.empty(0, dtype=np.float32)
 _NO_RANK = np.empty(0, dtype=np.int64)
+_LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(256.0), 1.0)))
 
 
 def has_half_precision() -> bool:
@@ -104,6 +106,11 @@ def list_by_peak(
     values, counts
         Of the entries, shape (o,); ``None`` where every entry is one.
 
+    Raises
+    ------
+    DataError
+        If the number of a peak is outside the blocks.
+
     Examples
     --------
     >>> from epivi.nn.linear import PeakBlocks
@@ -118,8 +125,12 @@ def list_by_peak(
     written = [np.empty(column.size, dtype=np.float32) for column in columns]
     starts, cells = np.empty(blocks.n_peaks + 1, dtype=np.int64), np.empty(n, dtype=np.int32)
     rank = _NO_RANK if blocks.is_ordered else blocks.rank.numpy()
-    _sparse.list_by_peak(indptr.numpy(), indices.numpy(), rank, *columns, (starts, cells, *written))
-    return PeakLists(indptr.numel() - 1, starts, cells, written[0], written[1], blocks)
+    lists = (starts, cells, written[0], written[1])
+    if not _sparse.list_by_peak(indptr.numpy(), indices.numpy(), rank, columns[0], columns[1], lists):
+        found = f"{int(indices.min())} to {int(indices.max())}"
+        message = f"The batch holds peaks {found}, and the layers know 0 to {blocks.n_peaks - 1}."
+        raise DataError(message)
+    return PeakLists(indptr.numel() - 1, *lists, blocks)
 
 
 def _strips(n_hidden: int) -> list[tuple[int, int]]:
@@ -144,7 +155,7 @@ def count_totals(batch: PeakLists) -> tuple[Tensor, Tensor]:
     from epivi.nn.kernels import _sparse
 
     totals = np.zeros((2, batch.n_rows))
-    _sparse.sum_log_factorials(batch.cells, batch.counts, totals)
+    _sparse.sum_log_factorials(batch.cells, batch.counts, _LOG_FACTORIALS, totals)
     return torch.from_numpy(totals[0]), torch.from_numpy(totals[1])
 
 
