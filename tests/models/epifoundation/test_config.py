@@ -7,13 +7,14 @@ import pytest
 from epivi._errors import ConfigError
 from epivi.models.epifoundation.config import SIZES, EpiFoundationConfig
 
-# d, N, h, f, q, max_peaks, max_genes, dropout, start of the peaks
+# d, N, h, f, q, max_peaks, max_genes, dropout, start of the peaks, linear readout
 GOLDEN = {
-    "paper": (512, 6, 8, 1024, 128, 12_000, 8_000, 0.15, "random"),
-    "tutorial": (128, 3, 4, 256, 64, 1_024, 512, 0.0, "lsi"),
-    "test": (32, 2, 4, 64, 32, 64, 32, 0.0, "random"),
+    "paper": (512, 6, 8, 1024, 128, 12_000, 8_000, 0.15, "random", False),
+    "tutorial": (128, 3, 4, 256, 64, 1_024, 512, 0.0, "lsi", True),
+    "test": (32, 2, 4, 64, 32, 64, 32, 0.0, "random", False),
 }
-NAMES = ("width", "n_layers", "n_heads", "n_hidden", "n_gate", "max_peaks", "max_genes", "dropout_rate", "peak_init")
+NAMES = ("width", "n_layers", "n_heads", "n_hidden", "n_gate", "max_peaks", "max_genes", "dropout_rate")
+NAMES += ("peak_init", "linear_readout")
 
 
 @pytest.mark.parametrize("size", GOLDEN)

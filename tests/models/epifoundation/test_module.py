@@ -73,9 +73,11 @@ GOLDEN = [
 def test_the_number_of_parameters_is_the_published_one(build_module, size, counts, total, without):
     sizes = dict(zip(("n_peaks", "n_chrom", "n_genes", "n_batch"), counts, strict=True))
     with torch.device("meta"):
-        module = build_module(size=size, **sizes)
-        alone = build_module(size=size, **(sizes | {"n_batch": 1}))
+        module = build_module(size=size, linear_readout=False, **sizes)
+        alone = build_module(size=size, linear_readout=False, **(sizes | {"n_batch": 1}))
+        read_off = build_module(size=size, linear_readout=True, **sizes)
     assert size_of(module) == total
+    assert size_of(read_off) == total + sizes["n_genes"] * module.config.width
     # without batches the decoder reads d columns less, q weights each
     width, n_gate = module.config.width, module.config.n_gate
     assert size_of(alone) == (without or total - (sizes["n_batch"] + 2) * width - n_gate * width)
@@ -210,12 +212,27 @@ def test_expression_is_told_in_units_of_each_gene(build_module, linear_readout):
 
 @torch.no_grad()
 def test_before_training_the_decoder_adds_nothing_to_the_linear_readout(build_module):
-    module = build_module(task="expression")
-    assert not module.decoder.out.weight.any()
-    module.gene_mean.normal_()
-    module.readout.weight.zero_()
-    found = module.generative(torch.randn(3, 32))["genes"][:, :, 0]
-    torch.testing.assert_close(found, module.gene_mean.expand(3, -1))
+    z = torch.randn(3, 32)
+    for task in ("expression", "pretraining"):
+        module = build_module(task=task, linear_readout=True, n_batch=2)
+        assert not module.decoder.out.weight.any()
+        module.cell_mean.normal_()
+        module.gene_mean.normal_()
+        module.gene_sd.uniform_(0.5, 1.5)
+        module.readout.weight.normal_()
+        linear = units(module, z) @ module.readout.weight.T
+        found = module.generative(z)["genes"]
+        if task == "expression":
+            torch.testing.assert_close(found[:, :, 0], module.gene_mean + module.gene_sd * linear)
+        else:
+            # as many expressed as silent genes: the logits of the frequencies, about 0
+            odds = module.gene_log_odds - module.gene_log_odds.mean()
+            torch.testing.assert_close(found, torch.stack([torch.zeros_like(linear), linear + odds], dim=2))
+        order = torch.tensor([[2, 0], [3, 3], [1, -1]])
+        torch.testing.assert_close(
+            module.generative(z, order)["genes"],
+            found.gather(1, order.clamp_min(0)[:, :, None].expand(-1, -1, found.shape[2])),
+        )
 
 
 def test_a_frozen_encoder_drops_nothing(build_module):

@@ -128,7 +128,7 @@ class FinetuneMixin(LatentMixin):
             # without expression in the data nothing is matched; with it, they have genes of their own
             BATCH_RNA: registered[BATCH_RNA]["state_registry"] if isinstance(data, AnnData) else None,
         }
-        method = self.setup_anndata if isinstance(data, AnnData) else self.setup_mudata  # type: ignore[attr-defined]
+        method = self.setup_anndata if isinstance(data, AnnData) else self.setup_mudata
         method(data, **setup, **{VOCABULARY: vocabulary})
 
     @classmethod
@@ -238,4 +238,4 @@ def _freeze(module: torch.nn.Module, what: str) -> None:
     prefix = "encoder." if what == "encoder" else "encoder.peaks."
     for name, parameter in module.named_parameters():
         if name.startswith(prefix):
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False

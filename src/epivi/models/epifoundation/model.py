@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from anndata import AnnData
-from mudata import MuData
 from scvi import REGISTRY_KEYS
 
 from epivi._errors import ConfigError, DataError
-from epivi._keys import BATCH_RNA, OBS_N_OPEN
+from epivi._keys import BATCH_RNA
 from epivi.data.buckets import TokenBudgetSampler, fixed_batches
-from epivi.data.sparse import modality_rows
 from epivi.data.splits import split_cells, split_groups
 from epivi.data.tokens import TokenDataset
-from epivi.models.base import ROWS_AT_ONCE, model_seed, seeded_module
+from epivi.models.base import model_seed, seeded_module
 from epivi.models.base_training import TrainingData
 from epivi.models.epifoundation.config import (
     BATCH_CORRECTION,
@@ -32,11 +29,12 @@ from epivi.models.epifoundation.finetune import FinetuneMixin
 from epivi.models.epifoundation.module import EpiFoundationModule, Vocabulary
 from epivi.models.epifoundation.outputs.embeddings import EmbeddingsMixin
 from epivi.models.epifoundation.outputs.labels import LabelsMixin
-from epivi.models.epifoundation.readout import Moments, reduced_rank_ridge
 from epivi.models.epifoundation.setup import SetupMixin
+from epivi.models.epifoundation.start.mixin import StartMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from anndata import AnnData
+    from mudata import MuData
 
     from epivi.train.config import TrainingConfig
 
@@ -44,12 +42,9 @@ logger = logging.getLogger(__name__)
 
 TOKEN_BUDGET = 48_000
 MOST_REPEATS = 10
-LSI_COMPONENTS = 50
-LEAST_SD = 0.01
-STANDARDISED_CELLS = 2048
 
 
-class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
+class EpiFoundation(SetupMixin, StartMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
     r"""A cell as the set of its open peaks, pretrained against the expression of the same cells (Wu et al., 2025).
 
     A transformer reads the open peaks of a cell, without order or values, each as the sum of the vectors of the peak
@@ -194,12 +189,12 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
             raise ConfigError(message)
 
     @property
-    def gene_names(self) -> np.ndarray:
+    def gene_names(self) -> np.ndarray:  # type: ignore[override]
         """Genes of the vocabulary, shape (n,); empty where the model was set up without expression."""
         return np.asarray(self._field_state(BATCH_RNA)[NAMES])
 
     @property
-    def chromosomes(self) -> list[str]:
+    def chromosomes(self) -> list[str]:  # type: ignore[override]
         """Chromosomes of the vocabulary, in the order of their codes."""
         return [str(name) for name in self._field_state(REGISTRY_KEYS.X_KEY)[CHROM_NAMES]]
 
@@ -207,7 +202,7 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
         return self.registry["setup_args"].get(name)
 
     @property
-    def classes(self) -> list[str]:
+    def classes(self) -> list[str]:  # type: ignore[override]
         """Cell types of the setup, without the category of unlabeled cells."""
         if self._setup_argument("labels_key") is None:
             return []
@@ -235,56 +230,10 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
         if self.config.peak_init == "lsi" and self.adata is not None:
             self._start_from_lsi(module)
         # data of a model that was trained before may lack expression
-        if self.config.task == EXPRESSION and self.adata is not None and BATCH_RNA in self.adata_manager.data_registry:
+        predicts_genes = self.config.task in (PRETRAINING, EXPRESSION)
+        if predicts_genes and self.adata is not None and BATCH_RNA in self.adata_manager.data_registry:
             self._start_from_means(module)
         return module
-
-    def _start_from_means(self, module: EpiFoundationModule) -> None:
-        """Tell the decoder mean and standard deviation of what it predicts of each gene, over the cells with RNA."""
-        encode = self._encoding(self.adata, targets=True)
-        dataset = self.adata_manager.create_torch_dataset(data_and_attributes=[BATCH_RNA])
-        sums_2n, n_cells = np.zeros((2, self.gene_names.size)), 0
-        for start in range(0, self.adata.n_obs, ROWS_AT_ONCE):
-            rows = dataset[np.arange(start, min(start + ROWS_AT_ONCE, self.adata.n_obs))]
-            indptr, indices, values = (rows[f"{BATCH_RNA}_{part}"].numpy() for part in ("indptr", "indices", "values"))
-            target_o = encode.gene_values(indptr, values)
-            for number, power_o in enumerate((target_o, np.square(target_o))):
-                sums_2n[number] += np.bincount(indices, power_o, minlength=sums_2n.shape[1])
-            n_cells += int((np.diff(indptr) > 0).sum())
-        mean_n, square_n = sums_2n / max(n_cells, 1)
-        module.gene_mean.copy_(torch.from_numpy(mean_n))
-        if self.config.task == PRETRAINING or self.config.expression_target == "lognorm":
-            sd_n = np.sqrt(np.maximum(square_n - mean_n**2, 0.0))
-            # a gene expressed in one cell of the data must not weigh as one that varies
-            module.gene_sd.copy_(torch.from_numpy(np.maximum(sd_n, LEAST_SD * sd_n.max())))
-
-    def _start_from_lsi(self, module: EpiFoundationModule) -> None:
-        """Start the peaks at the mean LSI coordinates of the cells in which they are open."""
-        from epivi.pp.reference import peak_centroids
-
-        holder = self.adata if isinstance(self.adata, AnnData) else self.adata.mod[self._mod_key(self.adata)]
-        layer = self._setup_argument("layer" if isinstance(self.adata, AnnData) else "atac_layer")
-        n_comps = min(module.encoder.peaks.table.weight.shape[1], LSI_COMPONENTS)
-        centroids = peak_centroids(holder, layer=layer, n_comps=n_comps, seed=self.seed)
-        found = holder.var_names.get_indexer(self.feature_names)
-        with torch.no_grad():
-            module.encoder.peaks.table.weight[2:, : centroids.shape[1]] += torch.from_numpy(centroids[found])
-
-    def _mod_key(self, adata: AnnData | MuData) -> str:
-        """Return the modality of the peaks."""
-        manager = self.get_anndata_manager(adata, required=True)
-        return manager.data_registry[REGISTRY_KEYS.X_KEY].mod_key
-
-    def _lengths(self, adata: AnnData | MuData) -> np.ndarray:
-        """Return the tokens of every cell, [CLS] included, shape (n,)."""
-        if isinstance(adata, MuData):
-            atac = self._mod_key(adata)
-            open_n = adata.mod[atac].obs[OBS_N_OPEN].to_numpy()
-            rows = modality_rows(adata, atac)
-            open_n = open_n if rows is None else open_n[rows]
-        else:
-            open_n = adata.obs[OBS_N_OPEN].to_numpy()
-        return np.minimum(open_n, self.config.max_peaks).astype(np.int64) + 1
 
     def _encoding(self, adata: AnnData | MuData, *, targets: bool) -> CellEncoding:
         """Return what turns registered rows of data into tokens."""
@@ -333,56 +282,6 @@ class EpiFoundation(SetupMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
         super().train(max_epochs, **kwargs)
         if self.config.task in LABEL_TASKS:
             self._calibrate()
-
-    def _vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Return the cell vectors of training data as they are, shape (rows, d)."""
-        vectors_nd = np.zeros((rows.size, self.config.width), dtype=np.float32)
-        with torch.inference_mode():
-            for at, batch in self._read(self.adata, rows, None):
-                vectors_nd[at] = self._cells(batch).float().cpu().numpy()
-        return vectors_nd
-
-    def _standardise(self, rows: np.ndarray) -> None:
-        """Tell the decoders mean and spread of the cell vectors as they are."""
-        vectors_nd = self._vectors(np.random.default_rng(self.seed).permutation(rows)[:STANDARDISED_CELLS])
-        sd_d = vectors_nd.std(0)
-        self.module.cell_mean.copy_(torch.from_numpy(vectors_nd.mean(0)))
-        self.module.cell_sd.copy_(torch.from_numpy(np.maximum(sd_d, LEAST_SD * max(float(sd_d.max()), 1e-6))))
-
-    def _start_from_ridge(self, splits: Mapping[str, np.ndarray]) -> None:
-        """Start the linear readout at a ridge regression on the training cells, chosen by the validation cells."""
-        held = splits["validation"] if splits["validation"].size else splits["train"]
-        train, validation = (Moments.of(self._standard_pairs(rows)) for rows in (splits["train"], held))
-        if not train.n or not validation.n:
-            return
-        weight_dn, chosen = reduced_rank_ridge(train, validation)
-        if self.config.task == PRETRAINING:
-            # from shares to their logits, as a linear discriminant has it
-            weight_dn = weight_dn / self.module.gene_sd.cpu().numpy()
-        with torch.no_grad():
-            self.module.readout.weight.copy_(torch.from_numpy(weight_dn.T))
-        logger.info(
-            "The linear readout starts at a ridge regression of rank %d that saves %.2f %% of the squared error.",
-            int(chosen["rank"]),
-            100.0 * chosen["gain"],
-        )
-
-    def _standard_pairs(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield standardised vectors and expression of the cells that have any."""
-        module = self.module
-        encode = self._encoding(self.adata, targets=True)
-        dataset = self.adata_manager.create_torch_dataset(data_and_attributes=[BATCH_RNA])
-        mean_n, sd_n = module.gene_mean.cpu().numpy(), module.gene_sd.cpu().numpy()
-        for start in range(0, rows.size, ROWS_AT_ONCE):
-            part = rows[start : start + ROWS_AT_ONCE]
-            batch = dataset[part]
-            indptr, indices, values = (batch[f"{BATCH_RNA}_{name}"].numpy() for name in ("indptr", "indices", "values"))
-            counts_b = np.diff(indptr)
-            y_bn = np.zeros((part.size, mean_n.size), dtype=np.float32)
-            y_bn[np.repeat(np.arange(part.size), counts_b), indices] = encode.gene_values(indptr, values)
-            z_bd = module.standardised(torch.from_numpy(self._vectors(part)).to(self.device)).cpu().numpy()
-            has_rna_b = counts_b > 0
-            yield z_bd[has_rna_b].astype(np.float64), ((y_bn - mean_n) / sd_n)[has_rna_b].astype(np.float64)
 
     def training_data(self, config: TrainingConfig, world_size: int) -> TrainingData:
         """Return cells as tokens, split at random or by group, in minibatches of similar length."""

@@ -91,7 +91,7 @@ class SetupMixin:
             QueryCategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             QueryCategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
         ]
-        register(cls, adata, fields, setup_method_args, kwargs)  # type: ignore[arg-type]
+        register(cls, adata, fields, setup_method_args, kwargs)
 
     @classmethod
     def setup_mudata(  # noqa: PLR0913, PLR0917
@@ -160,7 +160,7 @@ class SetupMixin:
             MuDataQueryCategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key, mod_key=mod_key),
             MuDataQueryCategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key, mod_key=mod_key),
         ]
-        register(cls, mdata, fields, setup_method_args, kwargs)  # type: ignore[arg-type]
+        register(cls, mdata, fields, setup_method_args, kwargs)
 
 
 def _options(empty_cells: str, new_peaks: str, vocabulary: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DECODERS = ("expression", "encoder")
-BINNINGS = ("relative", "count")
+BINNINGS = ("relative", "count", "residual")
 LIKELIHOODS = ("mse", "gaussian")
 BASELINES = ("none", "additive")
 REDUCTIONS = ("mean", "sum")
@@ -45,7 +45,8 @@ class ExpresserConfig:
         "expression": values enter as values of the decoder's attention alone; "encoder": the ablation "without
         decoder", where values are added to the tokens of the observed genes and hidden genes carry a mask token.
     binning
-        "relative": equal intervals up to the cell's maximum; "count": counts 1, 2, 3, ... as they are.
+        "relative": equal intervals up to the cell's maximum; "count": counts 1, 2, 3, ... as they are; "residual"
+        (beyond the thesis): what the additive baseline leaves of a value, which needs ``baseline="additive"``.
     leaky_normalization
         Whether size factor and maximum are those of the whole cell, hidden genes included, as in the thesis.
     likelihood
@@ -63,7 +64,8 @@ class ExpresserConfig:
     Raises
     ------
     ConfigError
-        If a value is outside its range or not among the choices, or the heads do not divide the width.
+        If a value is outside its range or not among the choices, the heads do not divide the width, or bins of
+        residuals have no baseline.
 
     Examples
     --------
@@ -124,6 +126,9 @@ class ExpresserConfig:
             _validate.check_choice(getattr(self, name), name, (True, False))
         if self.width % self.n_heads:
             message = f"n_heads={self.n_heads} does not divide width={self.width}."
+            raise ConfigError(message)
+        if self.binning == "residual" and self.baseline != "additive":
+            message = "binning='residual' is what the additive baseline leaves: take baseline='additive' with it."
             raise ConfigError(message)
 
     @property

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from epivi.models.expresser.config import ExpresserConfig
 
 SCALE = 1e4
+# log-normalised values lie within so much of the additive baseline, but for a few
+RESIDUAL_SPAN = 2.5
 # streams of the hash, so that what is hidden does not follow from what is read
 HIDDEN_STREAM, FOLD_STREAM, ZERO_STREAM = 1 << 20, 1 << 21, 1 << 22
 # an end of an interval belongs to the bin below it, whatever the last bit of a quotient is
@@ -123,6 +125,18 @@ def relative_bins(value_o: np.ndarray, maximum_o: np.ndarray, n_bins: int) -> np
     """
     ratio_o = value_o / np.where(maximum_o > 0, maximum_o, 1.0)
     return np.clip(np.ceil(n_bins * ratio_o - _TOLERANCE), 1, n_bins).astype(np.int64)
+
+
+def residual_bins(residual_o: np.ndarray, n_bins: int) -> np.ndarray:
+    """Return the interval of what is left of a value, among k equal ones from -2.5 to 2.5, ends included.
+
+    Examples
+    --------
+    >>> residual_bins(np.array([-9.0, -0.1, 0.1, 9.0]), 10).tolist()
+    [1, 5, 6, 10]
+    """
+    share_o = (residual_o / RESIDUAL_SPAN + 1.0) / 2.0
+    return np.clip(np.floor(n_bins * share_o) + 1, 1, n_bins).astype(np.int64)
 
 
 class CellEncoding:
@@ -260,6 +274,8 @@ class CellEncoding:
         shift_b = self._shift(cells, value_o, hidden_o)
         if self.config.binning == "count":
             bin_o = np.clip(np.round(cells.count_o), 1, self.config.n_bins).astype(np.int64)
+        elif self.config.binning == "residual" and self.gene_mean is not None:
+            bin_o = residual_bins(value_o - self.gene_mean[cells.token_o] - shift_b[cell_o], self.config.n_bins)
         else:
             bin_o = relative_bins(value_o, maximum_b[cell_o], self.config.n_bins)
         bin_o = np.where(hidden_o, 0, bin_o)

@@ -65,7 +65,8 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
     decoder
         ``"expression"``, or ``"encoder"`` for the ablation without decoder.
     binning
-        ``"relative"`` bins up to the cell's maximum, or ``"count"``: counts as they are.
+        ``"relative"`` bins up to the cell's maximum; ``"count"``: counts as they are; ``"residual"``: what the
+        additive baseline leaves of a value.
     leaky_normalization
         Size factor and maximum of the whole cell, hidden genes included, as in the thesis.
     likelihood
@@ -152,7 +153,7 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
 
     def _report_bins(self) -> None:
         """Say how the values fall into the bins, from some thousand cells."""
-        if self.config.binning == "count" or str(self._field_state(REGISTRY_KEYS.X_KEY)[KIND]) == LOGNORM:
+        if self.config.binning != "relative" or str(self._field_state(REGISTRY_KEYS.X_KEY)[KIND]) == LOGNORM:
             return
         rows = np.unique(np.linspace(0, self.adata.n_obs - 1, min(self.adata.n_obs, N_REPORTED)).astype(np.int64))
         counts = SparseReader(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)).rows(rows)

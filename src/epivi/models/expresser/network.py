@@ -142,6 +142,23 @@ class ExpresserNetwork(nn.Module):
         n_out = 2 if config.likelihood == "gaussian" else 1
         self.head = Head(width, n_out, starts_at_zero=config.baseline == "additive")
         self.detection = DetectionHead(width) if config.detection else None
+        self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Start where identities and levels can be told: the tables are small beside biases drawn at random.
+
+        Biases of projections start at 0, as in most transformers, and bins lie in order on a line, so that from the
+        first step on attention to a gene tells how highly it is expressed.
+        """
+        for part in self.modules():
+            if isinstance(part, SelfAttention | ValueAttention):
+                for linear in part.children():
+                    if isinstance(linear, nn.Linear):
+                        nn.init.zeros_(linear.bias)
+        table_kd = self.bins.table.weight[1:]
+        level_k1 = torch.linspace(-1.0, 1.0, table_kd.shape[0])[:, None]
+        table_kd += level_k1 * torch.randn(table_kd.shape[1])
 
     def embed(self, tokens_bt: Tensor, bin_bt: Tensor, is_hidden_bt: Tensor | None = None) -> Tensor:
         """Return the vectors before the encoder, shape (b, t, d): identities, and in the ablation values too."""

@@ -76,8 +76,8 @@ def product(c, a, lda, ldr, b, shape, half, add):  # pragma: no cover - compiled
 
 
 @njit(cache=True, nogil=True)
-def _load(block, along, across, half):  # pragma: no cover - compiled
-    """Take weights as operands of both products, and return the number of rows, zeros below the last included."""
+def _load(block, along, across, half, wanted):  # pragma: no cover - compiled
+    """Take weights as operands of one or both products; return the number of rows, zeros below the last included."""
     n, n_h = block.shape
     n_m = (n + ROWS - 1) // ROWS * ROWS
     along[n:n_m] = 0
@@ -85,6 +85,8 @@ def _load(block, along, across, half):  # pragma: no cover - compiled
         along[:n, :n_h] = block
         return n_m
     pack_along(block, along, n, n_h)
+    if not wanted:
+        return n_m
     pack_across(block, across, n, n_h)
     if n % 2:
         for k in range(n_h):
@@ -225,7 +227,7 @@ def decode_block(  # noqa: PLR0913, PLR0917  # pragma: no cover - compiled
     for first in range(peaks[0], peaks[1], TILE):
         n = min(TILE, peaks[1] - first)
         block = weight_words[first : first + n]
-        n_m = _load(block, along, across, half)
+        n_m = _load(block, along, across, half, wanted)
         product(tile, along, along.shape[1], 1, columns, (n_m, n_b, columns.shape[0]), half, WRITE)
         for i in range(n):
             shift = bias_p[first + i] - factors[2]

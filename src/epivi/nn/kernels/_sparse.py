@@ -30,12 +30,13 @@ NARROW: Final = WIDTH
 
 
 @njit(cache=True, nogil=True)
-def list_by_peak(indptr, indices, rank, values, counts, lists):  # pragma: no cover - compiled
+def list_by_peak(indptr, indices, rank, values, counts, logs, lists):  # pragma: no cover - compiled
     """List the entries of compressed rows peak by peak, cells in order, and return whether all peaks exist.
 
-    ``rank`` is empty where peaks stay in order.
+    ``rank`` is empty where peaks stay in order. ``lists`` ends with the totals of each cell (2 x b): the sum of its
+    counts, and of the logs of their factorials; those of small numbers stand in ``logs``.
     """
-    starts, cells, values_out, counts_out = lists
+    starts, cells, values_out, counts_out, totals = lists
     n_p = starts.size - 1
     starts[:] = 0
     moved = rank.size > 0
@@ -46,6 +47,7 @@ def list_by_peak(indptr, indices, rank, values, counts, lists):  # pragma: no co
     for p in range(n_p):
         starts[p + 1] += starts[p]
     for b in range(indptr.size - 1):
+        total, log_total = 0.0, 0.0
         for o in range(indptr[b], indptr[b + 1]):
             p = rank[indices[o]] if moved else indices[o]
             place = starts[p]
@@ -54,27 +56,17 @@ def list_by_peak(indptr, indices, rank, values, counts, lists):  # pragma: no co
             if values.size:
                 values_out[place] = values[o]
             if counts.size:
-                counts_out[place] = counts[o]
+                count = counts[o]
+                counts_out[place] = count
+                total += count
+                whole = int(count)
+                is_small = whole == count and whole < logs.size
+                log_total += logs[whole] if is_small else math.lgamma(count + 1.0)
+        totals[0, b], totals[1, b] = total, log_total
     for p in range(n_p, 0, -1):
         starts[p] = starts[p - 1]
     starts[0] = 0
     return True
-
-
-@njit(cache=True, nogil=True)
-def sum_log_factorials(cells, counts, logs, totals):  # pragma: no cover - compiled
-    """Add the count of each entry, and the log of its factorial, to the two totals (2 x b) of its cell.
-
-    ``logs`` holds the logs of the factorials of small numbers.
-    """
-    for o in range(cells.size):
-        count = counts[o]
-        totals[0, cells[o]] += count
-        whole = int(count)
-        if whole == count and whole < logs.size:
-            totals[1, cells[o]] += logs[whole]
-        else:
-            totals[1, cells[o]] += math.lgamma(count + 1.0)
 
 
 @njit(cache=True, nogil=True)

@@ -80,6 +80,8 @@ class PeakLists(NamedTuple):
         Shapes (p + 1,) and (o,): where the entries of each peak start, and their cells.
     values, counts
         Shape (o,): what the encoder reads (empty where every entry is one), and counts (empty where there are none).
+    totals
+        Shape (2, b): sum of the counts of each cell, and of the logs of their factorials.
     blocks
         The blocks of peaks.
     """
@@ -89,6 +91,7 @@ class PeakLists(NamedTuple):
     cells: np.ndarray
     values: np.ndarray
     counts: np.ndarray
+    totals: np.ndarray
     blocks: PeakBlocks
 
 
@@ -125,8 +128,8 @@ def list_by_peak(
     written = [np.empty(column.size, dtype=np.float32) for column in columns]
     starts, cells = np.empty(blocks.n_peaks + 1, dtype=np.int64), np.empty(n, dtype=np.int32)
     rank = _NO_RANK if blocks.is_ordered else blocks.rank.numpy()
-    lists = (starts, cells, written[0], written[1])
-    if not _sparse.list_by_peak(indptr.numpy(), indices.numpy(), rank, columns[0], columns[1], lists):
+    lists = (starts, cells, written[0], written[1], np.zeros((2, indptr.numel() - 1)))
+    if not _sparse.list_by_peak(indptr.numpy(), indices.numpy(), rank, columns[0], columns[1], _LOG_FACTORIALS, lists):
         found = f"{int(indices.min())} to {int(indices.max())}"
         message = f"The batch holds peaks {found}, and the layers know 0 to {blocks.n_peaks - 1}."
         raise DataError(message)
@@ -152,11 +155,7 @@ def count_totals(batch: PeakLists) -> tuple[Tensor, Tensor]:
     >>> [round(total.item(), 4) for total in count_totals(list_by_peak(PeakBlocks.tiles(3), *x))]
     [3.0, 0.6931]
     """
-    from epivi.nn.kernels import _sparse
-
-    totals = np.zeros((2, batch.n_rows))
-    _sparse.sum_log_factorials(batch.cells, batch.counts, _LOG_FACTORIALS, totals)
-    return torch.from_numpy(totals[0]), torch.from_numpy(totals[1])
+    return torch.from_numpy(batch.totals[0]), torch.from_numpy(batch.totals[1])
 
 
 class _SparseProduct(torch.autograd.Function):

@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi import settings
+from mudata import MuData
+from scvi import REGISTRY_KEYS, settings
 from scvi.data._constants import _SCVI_UUID_KEY
 from scvi.data._utils import _assign_adata_uuid
 
 from epivi import _validate
 from epivi._errors import ConfigError
+from epivi._keys import OBS_N_OPEN
 from epivi.data.buckets import fixed_batches
+from epivi.data.sparse import modality_rows
 from epivi.models.base import EpiModel, check_indices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mudata import MuData
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,22 @@ class LatentMixin(EpiModel):
 
     _token_budget: int
     _encoding: Any
-    _lengths: Any
+
+    def _mod_key(self, adata: AnnData | MuData) -> str:
+        """Return the modality of the peaks."""
+        manager = self.get_anndata_manager(adata, required=True)
+        return manager.data_registry[REGISTRY_KEYS.X_KEY].mod_key
+
+    def _lengths(self, adata: AnnData | MuData) -> np.ndarray:
+        """Return the tokens of every cell, [CLS] included, shape (n,)."""
+        if isinstance(adata, MuData):
+            atac = self._mod_key(adata)
+            open_n = adata.mod[atac].obs[OBS_N_OPEN].to_numpy()
+            rows = modality_rows(adata, atac)
+            open_n = open_n if rows is None else open_n[rows]
+        else:
+            open_n = adata.obs[OBS_N_OPEN].to_numpy()
+        return np.minimum(open_n, self.config.max_peaks).astype(np.int64) + 1
 
     def _validate_anndata(self, adata: AnnData | MuData | None = None, copy_if_view: bool = True) -> Any:  # noqa: FBT001, FBT002
         """Return data that are set up as those of training were; AnnData and MuData may take each other's place."""
@@ -102,7 +119,11 @@ class LatentMixin(EpiModel):
             return cls(registry=registry, **init_arguments)
         # the weights of a saved model have rows for its own categories alone
         cls._set_up_like(registry, adata, **{"extend_categories": False} | transfer)
-        return cls(adata, **init_arguments)
+        # nor do its peaks need a start
+        model = cls(adata, **dict(init_arguments) | {"peak_init": "random"})
+        model.init_arguments["peak_init"] = init_arguments["peak_init"]
+        model.config = model.module.config = cls(registry=registry, **init_arguments).config
+        return model
 
     def _read(
         self,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from epivi.models.epifoundation.readout import PENALTIES, RANKS, Moments, reduced_rank_ridge
+from epivi.models.epifoundation.start.readout import PENALTIES, RANKS, Moments, reduced_rank_ridge
 
 
 @pytest.fixture
