@@ -3,6 +3,8 @@
     uv run python benchmarks/quality.py snareseq_mouse_cortex --seeds 3
     uv run python benchmarks/quality.py preissl2018_forebrain_atac --seeds 5
     uv run python benchmarks/quality.py candi --seeds 3
+    uv run python benchmarks/quality.py epifoundation --seeds 5
+    uv run python benchmarks/quality.py expresser --seeds 3
 
 Each method and seed is run once and kept as JSON under ``results/quality``; delete a file to run it again.
 The data are found through EPIVI_TEST_DATA (default ../shared/data).
@@ -239,6 +241,10 @@ def main() -> int:
         from quality_epifoundation import main as epifoundation
 
         return epifoundation()
+    if sys.argv[1:2] == ["expresser"]:
+        from quality_expresser import main as expresser
+
+        return expresser()
     if sys.argv[1:2] == ["candi"]:
         # other data, other scores: a script of its own, here under the same command
         from quality_candi import main as candi

@@ -278,7 +278,7 @@ def test_neighbours_outside_of_the_rows_are_never_drawn():
 # ---------------------------------------------------------------- groups
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=2, max_size=12),
     train_size=st.floats(0.1, 0.95),

@@ -3,7 +3,7 @@
 import pytest
 
 from epivi._errors import ConfigError
-from epivi.models.expresser.config import ExpresserConfig
+from epivi.models.expresser.config import SIZES, ExpresserConfig
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,7 @@ from epivi.models.expresser.config import ExpresserConfig
         ({"reduction": "max"}, "reduction='max'"),
         ({"baseline": "gene"}, "baseline='gene'"),
         ({"detection": 1}, "detection=1"),
+        ({"binning": "residual"}, "take baseline='additive' with it"),
         ({"max_genes": 1}, "max_genes=1"),
         ({"n_bins": 0}, "n_bins=0"),
         ({"n_layer": 3}, "Did you mean 'n_layers'"),
@@ -43,6 +44,12 @@ def test_sizes_are_those_of_the_specification() -> None:
 @pytest.mark.parametrize(("rate", "n_folds"), [(0.15, 7), (0.5, 2), (0.4, 2), (0.1, 10)])
 def test_folds_are_of_the_size_that_training_hides(rate, n_folds) -> None:
     assert ExpresserConfig(mask_rate=rate).n_folds == n_folds
+
+
+def test_smaller_networks_learn_faster_up_to_a_bound() -> None:
+    rates = {size: ExpresserConfig.chosen({}, size=size).training_defaults(10)["lr"] for size in SIZES}
+    assert rates["paper"] == pytest.approx(1e-4)
+    assert rates["paper"] < rates["tutorial"] < rates["test"] == 5e-3
 
 
 def test_summary_restores_the_choices() -> None:

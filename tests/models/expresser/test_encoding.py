@@ -10,7 +10,13 @@ from scipy import sparse
 from epivi import _keys as keys
 from epivi.data.sparse import row_tensors
 from epivi.models.expresser.config import ExpresserConfig
-from epivi.models.expresser.encoding import CellEncoding, hidden_number, relative_bins, smallest_of_rows
+from epivi.models.expresser.encoding import (
+    CellEncoding,
+    hidden_number,
+    relative_bins,
+    residual_bins,
+    smallest_of_rows,
+)
 
 
 def encode(counts, *, columns=None, names=None, draw=0, rows=None, factor=None, **choices):
@@ -183,6 +189,21 @@ def test_shift_is_the_mean_left_over_of_the_observed_genes() -> None:
     expected = np.mean([values[g] - mean[g] for g in values if g not in hidden])
     assert encoded[keys.BATCH_SHIFT].item() == pytest.approx(expected, abs=1e-5)
     assert len(bins) == 20
+
+
+def test_residual_bins_are_those_of_what_the_baseline_leaves() -> None:
+    edges = np.linspace(-2.5, 2.5, 11)
+    inside = (edges[:-1] + edges[1:]) / 2
+    assert residual_bins(inside, 10).tolist() == list(range(1, 11))
+    assert residual_bins(np.array([-2.5, 2.5, -99.0, 99.0]), 10).tolist() == [1, 10, 1, 10]
+    counts = np.arange(1, 21)[None].astype(float)
+    mean = np.linspace(5.0, 8.0, 21)
+    encoded, _ = encode(counts, gene_mean=mean, baseline="additive", binning="residual")
+    bins, values, hidden = cell(encoded, 0)
+    shift = encoded[keys.BATCH_SHIFT].item()
+    for gene, value in values.items():
+        expected = residual_bins(np.array([value - mean[gene] - shift]), 10)[0]
+        assert bins[gene] == (0 if gene in hidden else expected)
 
 
 def test_zeros_are_measured_and_not_expressed() -> None:

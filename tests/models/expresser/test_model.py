@@ -106,3 +106,25 @@ def _config(model):
     from epivi.train.config import TrainingConfig
 
     return TrainingConfig.merged(model.config.training_defaults(10), {"seed": 0, "batch_size": 16})
+
+
+def test_modules_of_genes_are_found_and_beat_the_additive_prediction(fit, make) -> None:
+    adata = epivi.simulate.gene_programs(300, n_genes=40, n_modules=4, mean_counts=6.0, seed=0)
+    x = adata.X.toarray()
+    mask = (x > 0) & (np.random.default_rng(0).random(x.shape) < 0.1)
+    test = np.arange(240, 300)
+    model = make(adata[:240].copy(), n_bins=20, mask_rate=0.3, baseline="additive", binning="residual")
+    model.train(30, lr=8e-3, **(QUIET | {"batch_size": 24}))
+    query = adata[test].copy()
+    seen = np.where(mask[test], 0, x[test])
+    truth = np.log1p(1e4 * x[test] / seen.sum(1, keepdims=True))
+    mean = model.module.gene_mean[1:].numpy()
+    shift = np.array([(row[s > 0] - mean[s > 0]).mean() for row, s in zip(truth, seen, strict=True)])
+    at = mask[test]
+    got = model.impute(query, mask=at).X.toarray()[at]
+    additive = (mean + shift[:, None])[at]
+    assert ((got - truth[at]) ** 2).mean() < 0.8 * ((additive - truth[at]) ** 2).mean()
+    table = model.get_gene_network(top=5)
+    module = adata.var["module"]
+    same = module.loc[table["gene"]].to_numpy() == module.loc[table["attends_to"]].to_numpy()
+    assert same.mean() > 0.6

@@ -38,7 +38,12 @@ def predictions(net, batch):
 
 @pytest.mark.parametrize(
     "choices",
-    [{}, {"decoder": "encoder"}, {"binning": "count"}, {"baseline": "additive", "likelihood": "gaussian"}],
+    [
+        {},
+        {"decoder": "encoder"},
+        {"binning": "count"},
+        {"baseline": "additive", "likelihood": "gaussian", "binning": "residual"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("with_factor", [False, True])

@@ -162,6 +162,20 @@ def test_predictions_are_at_least_zero_and_start_at_the_baseline() -> None:
     assert (net.head(-100 * torch.ones(1, 2, 32), torch.ones(1)).mean >= 0).all()
 
 
+def test_bins_start_in_order_on_a_line_and_biases_of_projections_at_zero() -> None:
+    torch.manual_seed(0)
+    net = ExpresserNetwork(ExpresserConfig.chosen({}, size="tutorial"), 30)
+    table = net.bins.table.weight[1:].detach()
+    line = table[-1] - table[0]
+    place = table @ line / line.square().sum()
+    assert (place.diff() > 0).all()
+    assert (net.bins.table.weight[0] == 0).all()
+    projections = ("project.bias", "out.bias", "query.bias", "key.bias", "value.bias")
+    biases = [p for name, p in net.named_parameters() if "attention" in name and name.endswith(projections)]
+    assert len(biases) == 2 * 3 + 4
+    assert all((p == 0).all() for p in biases)
+
+
 def test_an_empty_cell_is_finite() -> None:
     net = network()
     context = net.encode(torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]), torch.zeros(1, 2, dtype=torch.long))

@@ -17,6 +17,7 @@ LIKELIHOODS = ("mse", "gaussian")
 BASELINES = ("none", "additive")
 REDUCTIONS = ("mean", "sum")
 HIGHEST_MASK_RATE = 0.5
+HIGHEST_LR = 5e-3
 
 SIZES: dict[str, dict[str, Any]] = {
     "test": {"width": 32, "n_layers": 2, "n_heads": 4, "n_hidden": 128, "n_bins": 10, "max_genes": 48},
@@ -146,8 +147,9 @@ class ExpresserConfig:
         """
         return {
             "optimizer": "AdamW",
-            # the rate of the thesis at its width; smaller networks bear, and need, a higher one
-            "lr": 1e-4 * SIZES["paper"]["width"] / self.width,
+            # the rate of the thesis at its width; smaller networks need a higher one: at a lower one attention stays
+            # even, and no more is learned than means of genes and cells
+            "lr": min(1e-4 * (SIZES["paper"]["width"] / self.width) ** 3, HIGHEST_LR),
             "lr_schedule": "cosine",
             "lr_warmup_share": 0.05,
             "gradient_clip_norm": 1.0,

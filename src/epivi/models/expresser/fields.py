@@ -310,6 +310,7 @@ def bin_occupancy(counts: sparse.csr_matrix, n_bins: int) -> dict[str, float]:
 
     Examples
     --------
+    >>> from scipy import sparse
     >>> bin_occupancy(sparse.csr_matrix([[1, 1, 0], [3, 1, 0]]), 10)["n_occupied"]
     2.0
     """
