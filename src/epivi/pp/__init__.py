@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from epivi.pp import bulk
-from epivi.pp.bins import select_bins
 from epivi.pp.counts import collapse_genes, reads_to_fragments
 from epivi.pp.features import order_by_chromosome, peak_coordinates
 from epivi.pp.filters import drop_blacklisted, filter_cells, filter_multiome, filter_peaks
@@ -20,7 +19,8 @@ from epivi.pp.genome.regions import (
 )
 from epivi.pp.project import project_peaks
 from epivi.pp.reference import lsi, rna_reference
-from epivi.pp.tracks import stack_tracks
+from epivi.pp.tracks.bins import select_bins
+from epivi.pp.tracks.stack import stack_tracks
 from epivi.pp.union import union_genes
 
 __all__ = [

@@ -81,7 +81,8 @@ class CellEncoding:
     """Turns a minibatch of registered rows into tokens and targets.
 
     What is drawn of a cell (peaks above the limit, genes, hidden peaks) is a hash of its name, the seed and the number
-    of the draw: it depends neither on the other cells of the minibatch nor on any order.
+    of the draw: it depends neither on the other cells of the minibatch nor on any order. Only where the task
+    "expression" has more genes than ``max_genes``, a minibatch scores one random set of them.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from epivi._errors import ConfigError, DataError
 from epivi._keys import OBSM_TRACKS
 from epivi._validate import check_choice, check_key, check_number
-from epivi.pp.tracks import _POSITION, _bins, _check_same_bins, _matrix, _modality_names
+from epivi.pp.tracks.stack import _POSITION, _bins, _check_same_bins, _matrix, _modality_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -119,11 +119,11 @@ def test_windows_equal_a_brute_force_choice():
 def test_all_and_too_few(caplog):
     sums = np.ones((2, 6), dtype=int)
     assert chosen(sums, 2, by="all") == list(range(6))
-    with caplog.at_level(logging.INFO, logger="epivi.pp.bins"):
+    with caplog.at_level(logging.INFO, logger="epivi.pp.tracks.bins"):
         assert chosen(sums, 25_000) == list(range(6))
     assert "There are 6 bins, not more than n_bins=25000: all are kept" in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="epivi.pp.bins"):
+    with caplog.at_level(logging.INFO, logger="epivi.pp.tracks.bins"):
         assert chosen(sums, 25_000, by="windows", window=4) == [0, 1, 2, 3]
     assert "1 of 6250 windows of 4 bins were found" in caplog.text
 
