@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -35,6 +36,62 @@ OWN = (
 FORKING = ("spawn", "fork", "notebook")
 # what changes the weights, so that a resumed run must be given the same
 DECISIVE = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+
+
+# how the transformers train unless they say otherwise: AdamW, warm-up over 5 % of the steps, then a cosine
+TRANSFORMER_TRAINING: dict[str, Any] = {
+    "optimizer": "AdamW",
+    "lr_schedule": "cosine",
+    "lr_warmup_share": 0.05,
+    "gradient_clip_norm": 1.0,
+    "weight_decay": 0.01,
+    "n_epochs_warmup_reconstruction": 0,
+    "n_epochs_kl_cycle": 0,
+    "early_stopping_monitor": "validation_loss",
+}
+
+
+class SizedConfig:
+    """Choices of a model that comes in named sizes; a base of frozen dataclasses.
+
+    Attributes
+    ----------
+    MODEL
+        Name of the model, for messages.
+    SIZES
+        Choices of each size.
+    """
+
+    MODEL: ClassVar[str]
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    @classmethod
+    def chosen(cls, arguments: Mapping[str, Any], *, size: str = "tutorial") -> Self:
+        """Return a named size with some choices made differently.
+
+        Parameters
+        ----------
+        arguments
+            Choices by name; ``None`` leaves a choice to the size.
+        size
+            One of the sizes of the model.
+
+        Raises
+        ------
+        ConfigError
+            If the size or a choice is unknown; the nearest name is given.
+        """
+        _validate.check_choice(size, "size", cls.SIZES)
+        names = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
+        for name in arguments:
+            if name not in names:
+                message = f"{cls.MODEL} has no choice '{name}'. {nearest(name, names)}"
+                raise ConfigError(message)
+        return cls(**dict(cls.SIZES[size]) | {name: value for name, value in arguments.items() if value is not None})
+
+    def summary(self) -> dict[str, Any]:
+        """Return the choices as a dict of plain values."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
 
 
 def check_run_arguments(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
-from epivi._errors import ConfigError
 from epivi.models.base import EpiModel
 from epivi.models.base_saving import plain
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from mudata import MuData
     from torch import Tensor
@@ -64,16 +64,6 @@ class QueryMixin(EpiModel):
         model.is_trained_ = True
         model.module.eval()
         return model
-
-    @classmethod
-    def _reference(cls, reference_model: Any) -> Self:
-        """Return a reference model, loaded if a folder is given."""
-        if isinstance(reference_model, str | Path):
-            return cls.load(reference_model, adata=False)
-        if not isinstance(reference_model, cls):
-            message = f"reference_model must be a {cls.__name__} or its folder, found {type(reference_model).__name__}."
-            raise ConfigError(message)
-        return reference_model
 
 
 def _widened(module: EpiModule, reference: EpiModule) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

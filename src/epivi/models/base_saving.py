@@ -13,7 +13,7 @@ from mudata import MuData
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
-from epivi._errors import CheckpointError
+from epivi._errors import CheckpointError, ConfigError
 from epivi.train.checkpoint import read_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:
@@ -126,6 +126,16 @@ class SavingMixin(BaseModelClass):
         model.to_device(torch_device)
         model.module.eval()
         return model
+
+    @classmethod
+    def _reference(cls, reference_model: Any) -> Self:
+        """Return a reference model, loaded if a folder is given."""
+        if isinstance(reference_model, str | Path):
+            return cls.load(reference_model, adata=False)
+        if not isinstance(reference_model, cls):
+            message = f"reference_model must be a {cls.__name__} or its folder, found {type(reference_model).__name__}."
+            raise ConfigError(message)
+        return reference_model
 
     @classmethod
     def _from_registry(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from epivi import _validate
-from epivi._errors import ConfigError, nearest
+from epivi._errors import ConfigError
+from epivi.models.base_arguments import TRANSFORMER_TRAINING, SizedConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +39,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CandiConfig:
+class CandiConfig(SizedConfig):
     """Choices of a CANDI; the defaults are the size "tutorial".
 
     Parameters
@@ -136,34 +137,8 @@ class CandiConfig:
     hide_all_rate: float = 0.0
     loss_weighting: str = "equal"
 
-    @classmethod
-    def chosen(cls, arguments: Mapping[str, Any], *, size: str = "tutorial") -> CandiConfig:
-        """Return a named size with some choices made differently.
-
-        Parameters
-        ----------
-        arguments
-            Choices by name; ``None`` leaves a choice to the size.
-        size
-            "test", "tutorial", "pilot", "paper", or "paper_code" for the released architecture.
-
-        Raises
-        ------
-        ConfigError
-            If the size or a choice is unknown; the nearest name is given.
-
-        Examples
-        --------
-        >>> config = CandiConfig.chosen({"n_layers": 1, "n_heads": None}, size="paper")
-        >>> config.n_layers, config.n_heads
-        (1, 9)
-        """
-        _validate.check_choice(size, "size", SIZES)
-        for name in arguments:
-            if name not in cls.__dataclass_fields__:
-                message = f"CANDI has no choice '{name}'. {nearest(name, cls.__dataclass_fields__)}"
-                raise ConfigError(message)
-        return cls(**SIZES[size] | {name: value for name, value in arguments.items() if value is not None})
+    MODEL: ClassVar[str] = "CANDI"
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = SIZES
 
     def __post_init__(self) -> None:
         for name in ("n_bins", "n_stages", "expansion", "n_heads", "n_layers", "bin_size_bp", "n_features"):
@@ -304,26 +279,8 @@ class CandiConfig:
         >>> CandiConfig().training_defaults(100)["lr"]
         0.0003
         """
-        return {
-            "optimizer": "AdamW",
+        return TRANSFORMER_TRAINING | {
             "lr": 3e-4,
-            "lr_schedule": "cosine",
-            "lr_warmup_share": 0.05,
-            "gradient_clip_norm": 1.0,
             "batch_size": 32,
             "max_epochs": 20,
-            "weight_decay": 0.01,
-            "n_epochs_warmup_reconstruction": 0,
-            "n_epochs_kl_cycle": 0,
-            "early_stopping_monitor": "validation_loss",
         }
-
-    def summary(self) -> dict[str, Any]:
-        """Return the choices as a dict of plain values.
-
-        Examples
-        --------
-        >>> CandiConfig(**CandiConfig().summary()) == CandiConfig()
-        True
-        """
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}

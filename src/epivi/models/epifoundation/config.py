@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from epivi import _validate
-from epivi._errors import ConfigError, nearest
+from epivi._errors import ConfigError
+from epivi.models.base_arguments import TRANSFORMER_TRAINING, SizedConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +63,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpiFoundationConfig:
+class EpiFoundationConfig(SizedConfig):
     """Choices of an EpiFoundation; the defaults are the size "tutorial".
 
     Parameters
@@ -136,29 +137,21 @@ class EpiFoundationConfig:
     linear_readout: bool = True
     checkpoint: bool = False
 
+    MODEL: ClassVar[str] = "EpiFoundation"
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = SIZES
+
     @classmethod
     def chosen(cls, arguments: Mapping[str, Any], *, size: str = "tutorial") -> Self:
-        """Return a named size with some choices made differently; ``None`` leaves a choice to the size.
-
-        Raises
-        ------
-        ConfigError
-            If the size or a choice is unknown; the nearest name is given.
+        """Return a named size with some choices made differently; see :meth:`SizedConfig.chosen`.
 
         Examples
         --------
         >>> EpiFoundationConfig.chosen({"n_layers": 1, "n_heads": None}, size="test").n_heads
         4
         """
-        _validate.check_choice(size, "size", SIZES)
-        for name in arguments:
-            if name not in cls.__dataclass_fields__:
-                message = f"EpiFoundation has no choice '{name}'. {nearest(name, cls.__dataclass_fields__)}"
-                raise ConfigError(message)
-        chosen = SIZES[size] | {name: value for name, value in arguments.items() if value is not None}
-        if chosen.get("peak_identity") is False and arguments.get("peak_init") is None:
-            chosen["peak_init"] = "random"  # there are no rows to start
-        return cls(**chosen)
+        if arguments.get("peak_identity") is False and arguments.get("peak_init") is None:
+            arguments = {**arguments, "peak_init": "random"}  # there are no rows to start
+        return super().chosen(arguments, size=size)
 
     def __post_init__(self) -> None:
         _validate.check_choice(self.task, "task", TASKS)
@@ -208,28 +201,10 @@ class EpiFoundationConfig:
         >>> EpiFoundationConfig.chosen({}, size="paper").training_defaults(100)["lr"]
         0.0001
         """
-        return {
-            "optimizer": "AdamW",
+        return TRANSFORMER_TRAINING | {
             # the published rate at the published width; smaller networks bear, and need, a higher one
             "lr": 1e-4 * SIZES["paper"]["width"] / self.width,
-            "lr_schedule": "cosine",
-            "lr_warmup_share": 0.05,
-            "gradient_clip_norm": 1.0,
             "batch_size": 32,
             "max_epochs": 50,
             "early_stopping_patience": 10,
-            "weight_decay": 0.01,
-            "n_epochs_warmup_reconstruction": 0,
-            "n_epochs_kl_cycle": 0,
-            "early_stopping_monitor": "validation_loss",
         }
-
-    def summary(self) -> dict[str, Any]:
-        """Return the choices as a dict of plain values.
-
-        Examples
-        --------
-        >>> EpiFoundationConfig(**EpiFoundationConfig().summary()) == EpiFoundationConfig()
-        True
-        """
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -24,6 +23,7 @@ from epivi.models.epifoundation.setup import VOCABULARY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from mudata import MuData
     from torch import Tensor
@@ -155,11 +155,7 @@ class FinetuneMixin(LatentMixin):
         DataError
             If the data lack peaks or genes of the model.
         """
-        if isinstance(reference_model, str | Path):
-            reference_model = cls.load(reference_model, adata=False)
-        if not isinstance(reference_model, cls):
-            message = f"reference_model must be a {cls.__name__} or its folder, found {type(reference_model).__name__}."
-            raise ConfigError(message)
+        reference_model = cls._reference(reference_model)
         registry = copy.deepcopy(plain(reference_model.registry))
         model = cls._from_registry(
             registry, reference_model.init_arguments, adata, new_peaks=new_peaks, extend_categories=True

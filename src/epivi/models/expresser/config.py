@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from epivi import _validate
-from epivi._errors import ConfigError, nearest
+from epivi._errors import ConfigError
+from epivi.models.base_arguments import TRANSFORMER_TRAINING, SizedConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +28,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpresserConfig:
+class ExpresserConfig(SizedConfig):
     """Choices of an Expresser; the defaults are the size "tutorial".
 
     Parameters
@@ -91,26 +92,8 @@ class ExpresserConfig:
     detection: bool = False
     checkpoint: bool = False
 
-    @classmethod
-    def chosen(cls, arguments: Mapping[str, Any], *, size: str = "tutorial") -> Self:
-        """Return a named size with some choices made differently; ``None`` leaves a choice to the size.
-
-        Raises
-        ------
-        ConfigError
-            If the size or a choice is unknown; the nearest name is given.
-
-        Examples
-        --------
-        >>> ExpresserConfig.chosen({"n_layers": 1, "n_heads": None}, size="test").n_heads
-        4
-        """
-        _validate.check_choice(size, "size", SIZES)
-        for name in arguments:
-            if name not in cls.__dataclass_fields__:
-                message = f"Expresser has no choice '{name}'. {nearest(name, cls.__dataclass_fields__)}"
-                raise ConfigError(message)
-        return cls(**SIZES[size] | {name: value for name, value in arguments.items() if value is not None})
+    MODEL: ClassVar[str] = "Expresser"
+    SIZES: ClassVar[Mapping[str, Mapping[str, Any]]] = SIZES
 
     def __post_init__(self) -> None:
         for name in ("width", "n_layers", "n_heads", "n_hidden", "n_bins"):
@@ -145,29 +128,11 @@ class ExpresserConfig:
         >>> ExpresserConfig.chosen({}, size="paper").training_defaults(100)["lr"]
         0.0001
         """
-        return {
-            "optimizer": "AdamW",
+        return TRANSFORMER_TRAINING | {
             # the rate of the thesis at its width; smaller networks need a higher one: at a lower one attention stays
             # even, and no more is learned than means of genes and cells
             "lr": min(1e-4 * (SIZES["paper"]["width"] / self.width) ** 3, HIGHEST_LR),
-            "lr_schedule": "cosine",
-            "lr_warmup_share": 0.05,
-            "gradient_clip_norm": 1.0,
             "batch_size": 64,
             "max_epochs": 30,
             "early_stopping_patience": 10,
-            "weight_decay": 0.01,
-            "n_epochs_warmup_reconstruction": 0,
-            "n_epochs_kl_cycle": 0,
-            "early_stopping_monitor": "validation_loss",
         }
-
-    def summary(self) -> dict[str, Any]:
-        """Return the choices as a dict of plain values.
-
-        Examples
-        --------
-        >>> ExpresserConfig(**ExpresserConfig().summary()) == ExpresserConfig()
-        True
-        """
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -20,6 +19,8 @@ from epivi.models.expresser.fields import ALIASES, MEASURED, NAMES, gene_names, 
 from epivi.models.expresser.outputs.reading import CellsMixin
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
@@ -102,16 +103,6 @@ class QueryMixin(CellsMixin):
         model.is_trained_ = True
         model.module.eval()
         return model
-
-    @classmethod
-    def _reference(cls, reference_model: Any) -> Self:
-        """Return a reference model, loaded if a folder is given."""
-        if isinstance(reference_model, str | Path):
-            return cls.load(reference_model, adata=False)
-        if not isinstance(reference_model, cls):
-            message = f"reference_model must be a {cls.__name__} or its folder, found {type(reference_model).__name__}."
-            raise ConfigError(message)
-        return reference_model
 
 
 def _starts(reference: Any, adata: AnnData, setup_args: dict[str, Any]) -> tuple[list[str], torch.Tensor]:
