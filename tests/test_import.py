@@ -66,6 +66,8 @@ def test_dir_lists_the_public_names_before_they_are_loaded() -> None:
     assert {
         "CANDI",
         "ConvNetVAE",
+        "EpiFoundation",
+        "Expresser",
         "FCVAE",
         "SAILER",
         "SAILERX",
