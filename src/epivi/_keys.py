@@ -91,7 +91,6 @@ BATCH_HIDDEN_PEAKS: Final = "hidden_peaks"
 BATCH_HIDDEN_IS_OPEN: Final = "hidden_is_open"
 BATCH_N_EXPRESSED: Final = "n_expressed"
 BATCH_CLASS: Final = "class"
-OBS_TRUNCATED: Final = "_epivi_truncated"
 OBSM_EPIFOUNDATION: Final = "X_epifoundation"
 
 # peaks on other peaks or on genes, quality of a multiome

@@ -58,8 +58,8 @@ def annotation_scores(
     - ``f1_macro``, ``f1_weighted``, ``f1_micro`` over the classes that are true or predicted somewhere;
     - from probabilities, else NaN: ``roc_auc_macro``, the mean over classes of one against the rest, where classes
       without a cell (``absent_classes``) or with all cells are left out; ``log_loss`` in nats; ``ece``, the expected
-      calibration error in 15 bins of the highest probability, sum_b n_b / n |accuracy_b - confidence_b|. They ignore
-      `threshold`;
+      calibration error in 15 bins of the highest probability,
+      ``sum_b n_b / n |accuracy_b - confidence_b|``. They ignore `threshold`;
     - ``share_unassigned`` of the scored cells; ``share_unassigned_unseen`` of the others, NaN if there are none;
     - ``n`` scored cells, ``n_unseen`` others, ``unseen_labels`` with their numbers of cells, ``n_classes`` scored,
       ``epivi_version``.

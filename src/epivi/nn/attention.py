@@ -381,7 +381,7 @@ class Transformer(nn.Module):
         Normalise after the last layer; only pre-norm layers are followed by it if ``None``.
     checkpoint
         Keep the inputs of each layer only in training and compute the rest again for the gradients: the same result
-        and the same gradients, dropout included, with less memory and about a third more time.
+        and the same gradients, dropout included, with less memory and more time.
 
     Raises
     ------

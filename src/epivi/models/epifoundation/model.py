@@ -90,7 +90,7 @@ class EpiFoundation(SetupMixin, StartMixin, FinetuneMixin, LabelsMixin, Embeddin
         Whether a linear map of the cell vector that starts at a ridge regression of reduced rank is added to the gated
         decoder of genes; by default in the size "tutorial".
     checkpoint
-        Whether activations are computed again in the backward pass: less memory, a third more time.
+        Whether activations are computed again in the backward pass: less memory, more time.
     seed
         Seed of the weights, and of the training unless it is given another.
 
