@@ -17,13 +17,38 @@ BINNINGS = ("relative", "count", "residual")
 LIKELIHOODS = ("mse", "gaussian")
 BASELINES = ("none", "additive")
 REDUCTIONS = ("mean", "sum")
+GENE_INITS = ("random", "correlation")
 HIGHEST_MASK_RATE = 0.5
 HIGHEST_LR = 5e-3
 
 SIZES: dict[str, dict[str, Any]] = {
-    "test": {"width": 32, "n_layers": 2, "n_heads": 4, "n_hidden": 128, "n_bins": 10, "max_genes": 48},
-    "tutorial": {"width": 64, "n_layers": 3, "n_heads": 4, "n_hidden": 256, "n_bins": 50, "max_genes": 256},
-    "paper": {"width": 200, "n_layers": 12, "n_heads": 4, "n_hidden": 800, "n_bins": 50, "max_genes": 1100},
+    "test": {
+        "width": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_hidden": 128,
+        "n_bins": 10,
+        "max_genes": 48,
+        "gene_init": "random",
+    },
+    "tutorial": {
+        "width": 64,
+        "n_layers": 3,
+        "n_heads": 4,
+        "n_hidden": 256,
+        "n_bins": 50,
+        "max_genes": 256,
+        "gene_init": "correlation",
+    },
+    "paper": {
+        "width": 200,
+        "n_layers": 12,
+        "n_heads": 4,
+        "n_hidden": 800,
+        "n_bins": 50,
+        "max_genes": 1100,
+        "gene_init": "random",
+    },
 }
 
 
@@ -58,6 +83,9 @@ class ExpresserConfig(SizedConfig):
     baseline
         What the network starts from: "none", or "additive": mean of the gene plus shift of the cell (beyond the
         thesis); the network then learns what is left.
+    gene_init
+        How the vectors of genes start: "random" (the thesis), or "correlation": at the loadings of the genes on the
+        components of their correlations over the training cells (beyond the thesis).
     detection
         Whether a head tells how probable it is that a gene is expressed at all (beyond the thesis).
     checkpoint
@@ -89,6 +117,7 @@ class ExpresserConfig(SizedConfig):
     likelihood: str = "mse"
     reduction: str = "mean"
     baseline: str = "none"
+    gene_init: str = "correlation"
     detection: bool = False
     checkpoint: bool = False
 
@@ -105,6 +134,7 @@ class ExpresserConfig(SizedConfig):
         _validate.check_choice(self.binning, "binning", BINNINGS)
         _validate.check_choice(self.likelihood, "likelihood", LIKELIHOODS)
         _validate.check_choice(self.reduction, "reduction", REDUCTIONS)
+        _validate.check_choice(self.gene_init, "gene_init", GENE_INITS)
         _validate.check_choice(self.baseline, "baseline", BASELINES)
         for name in ("leaky_normalization", "detection", "checkpoint"):
             _validate.check_choice(getattr(self, name), name, (True, False))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from epivi import _validate
@@ -27,6 +28,7 @@ from epivi.models.expresser.outputs.latent import LatentMixin
 from epivi.models.expresser.outputs.network import NetworkMixin
 from epivi.models.expresser.query import QueryMixin
 from epivi.models.expresser.setup import SetupMixin
+from epivi.models.expresser.start import correlation_loadings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SPLITS = ("cells", "batch")
+# cells from which the vectors of genes start, and the root mean square of the vectors: at 0.02, that of random tables,
+# training soon moves them away; from 1 on they are slow to follow it
+CELLS_OF_START, START_SD = 20_000, 0.5
 
 
 class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMixin, QueryMixin):
@@ -75,6 +80,9 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
         ``"mean"`` or ``"sum"`` over the hidden genes of a cell.
     baseline
         ``"none"``, or ``"additive"``: the network starts from the mean of the gene plus the shift of the cell.
+    gene_init
+        ``"random"``, or ``"correlation"``, the default of the size "tutorial": vectors of genes start at the loadings
+        of the genes on the components of their correlations over the training cells.
     detection
         Whether a head learns how probable it is that a gene is expressed at all.
     checkpoint
@@ -127,6 +135,7 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
         likelihood: str = "mse",
         reduction: str = "mean",
         baseline: str = "none",
+        gene_init: str | None = None,
         detection: bool = False,
         checkpoint: bool = False,
         seed: int | None = None,
@@ -195,6 +204,8 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
         splits = self._splits(config)
         if self.config.baseline == "additive":
             self._learn_gene_means(splits["train"])
+        if self.config.gene_init == "correlation" and not self.is_trained_:
+            self._start_genes(splits["train"], config.seed)
         lengths = np.minimum(self.adata.obs[OBS_N_EXPRESSED].to_numpy(), self.config.max_genes)
         budget = config.batch_size * self.config.max_genes
         seed = config.seed
@@ -238,6 +249,26 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
             n_g += np.bincount(cells.token_o, minlength=n)
         mean_g = np.where(n_g > 0, sum_g / np.maximum(n_g, 1), sum_g.sum() / max(n_g.sum(), 1))
         self.module.gene_mean.copy_(torch.from_numpy(mean_g).to(self.module.gene_mean))
+
+    @torch.no_grad()
+    def _start_genes(self, rows: np.ndarray, seed: int) -> None:
+        """Start the vectors of the genes at their loadings on the components of their correlations."""
+        chosen = np.sort(np.random.default_rng([seed, 0xC0]).permutation(rows)[:CELLS_OF_START])
+        reading = self._read(self.adata, chosen)
+        values, code_n = [], np.zeros(chosen.size, dtype=np.int64)
+        measured_cm, code_of_cell = reading.encoding.measured or (None, None)
+        n_genes, n_read = len(self.feature_names), 0
+        for at, cells in reading.batches:
+            value_o = reading.encoding.normalised(cells, np.zeros(cells.token_o.size, dtype=bool)).value_o
+            values.append(sparse.csr_matrix((value_o, cells.token_o - 1, cells.indptr), shape=(at.size, n_genes)))
+            if code_of_cell is not None:
+                code_n[n_read : n_read + at.size] = code_of_cell[chosen[at]]
+            n_read += at.size
+        table_gd = self.module.network.genes.table.weight
+        measured = None if measured_cm is None else (measured_cm, code_n)
+        loadings_gr = correlation_loadings(sparse.vstack(values), table_gd.shape[1], measured=measured, seed=seed)
+        scale = START_SD / max(float(np.sqrt(np.square(loadings_gr).mean())), 1e-12)
+        table_gd[1:, : loadings_gr.shape[1]] += torch.from_numpy(scale * loadings_gr).to(table_gd)
 
     def fingerprint(self, config: TrainingConfig) -> dict[str, Any]:
         """Return what must agree for a run to be resumed: how the cells are split too."""
