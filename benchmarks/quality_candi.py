@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from _common import QUIET, quiet
 from _pilot import CELLS, MARKS, Fold, folder, read_pilot, scores, train_plain
-from quality import markdown
+from _runs import markdown
 from scipy.special import ndtri
 
 LINEAR = ("average", "linear on marks", "linear on both")
@@ -36,7 +36,9 @@ PARTS = ("mean", "std")
 Rows = list[dict[str, Any]]
 
 
-def candi(adata: Any, fold: Fold, seed: int, *, use_prior: bool, size: str = "tutorial", **options: Any) -> Rows:
+def candi(
+    adata: Any, fold: Fold, seed: int, *, use_prior: bool, size: str = "tutorial", epochs: int = EPOCHS, **options: Any
+) -> Rows:
     """Train CANDI without the cell type and score it there."""
     import epivi
 
@@ -53,7 +55,7 @@ def candi(adata: Any, fold: Fold, seed: int, *, use_prior: bool, size: str = "tu
         **NETWORK | {"swap_rate": SWAP_RATE[use_prior]} | options,
     )
     start = time.process_time()
-    model.train(max_epochs=EPOCHS, plan_kwargs={"lr": LEARNING_RATE}, accelerator="cpu", **QUIET)
+    model.train(max_epochs=epochs, plan_kwargs={"lr": LEARNING_RATE}, accelerator="cpu", **QUIET)
     spent = time.process_time() - start
     table = model.evaluate(tests, biosamples=[fold.cell], levels=[LEVEL])
     n_parameters = sum(p.numel() for p in model.module.parameters())
@@ -87,7 +89,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--methods", help="only methods whose name this regular expression finds")
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS))
     parser.add_argument("--out", type=Path, default=Path("results/quality"))
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--quick", action="store_true", help="one cell type and one epoch: checks the script")
     chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.cells, chosen.epochs = list(CELLS[:1]), 1
     quiet(1)
     if not folder().is_dir():
         print(f"test data not found: set EPIVI_TEST_DATA (missing {folder()})", file=sys.stderr)
@@ -98,18 +104,18 @@ def main(arguments: list[str] | None = None) -> int:
     rows: Rows = []
     for seed in range(chosen.seeds):
         for cell in chosen.cells:
-            rows += run_fold(adata, Fold(adata, cell), seed, place, chosen.methods)
+            rows += run_fold(adata, Fold(adata, cell), seed, place, chosen)
     write(pd.DataFrame(rows), chosen.out)
     return 0
 
 
-def run_fold(adata: Any, fold: Fold, seed: int, place: Path, wanted: str | None) -> Rows:
+def run_fold(adata: Any, fold: Fold, seed: int, place: Path, chosen: argparse.Namespace) -> Rows:
     """Return the scores of all methods for one cell type and seed, those that are not kept computed anew."""
 
     def cached(name: str, compute: Any) -> Rows:
         path = place / f"{name.replace(' ', '_').replace(',', '')}-{fold.cell}-{seed}.json"
         if not path.is_file():
-            if wanted and not re.search(wanted, name):
+            if chosen.methods and not re.search(chosen.methods, name):
                 return []
             path.write_text(json.dumps(compute()))
         found = json.loads(path.read_text())
@@ -129,7 +135,7 @@ def run_fold(adata: Any, fold: Fold, seed: int, place: Path, wanted: str | None)
 
             rows += cached(name, score)
     for label, use_prior in (("", False), (", prior", True)):
-        ours = cached(f"CANDI{label}", lambda p=use_prior: candi(adata, fold, seed, use_prior=p))
+        ours = cached(f"CANDI{label}", lambda p=use_prior: candi(adata, fold, seed, use_prior=p, epochs=chosen.epochs))
         rows += ours
         if ours:
             like = ours

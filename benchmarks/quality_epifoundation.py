@@ -175,6 +175,9 @@ def read_expression(name: str, seed: int) -> Fold:
     mdata = md.read_h5mu(DATA / f"{name}.h5mu")
     counts_n = np.asarray(mdata["atac"].X.sum(1)).ravel()
     mdata = mdata[counts_n >= MIN_COUNTS.get(name, 1)].copy()
+    places = gene_places(mdata)
+    for column in ("chrom", "start", "end"):
+        mdata["rna"].var[column] = places[column].reindex(mdata["rna"].var_names).to_numpy()
     order = np.random.default_rng(seed).permutation(mdata.n_obs)
     n_test = round(TEST_SHARE * mdata.n_obs)
     return Fold(mdata, np.sort(order[n_test:]), np.sort(order[:n_test]), seed)
@@ -208,6 +211,15 @@ def gene_activity(fold: Fold) -> dict[str, float]:
     spread = np.square(x - x.mean(0)).sum(0)
     slope = np.maximum(((x - x.mean(0)) * (y - y.mean(0))).sum(0) / np.maximum(spread, 1e-12), 1e-6)
     return gene_scores(fold, y.mean(0) + slope * (found[fold.test] - x.mean(0)))
+
+
+def gene_places(mdata: Any) -> pd.DataFrame:
+    """Return where genes lie: the span of the peaks that the data link to them, or by symbol; NaN if unknown."""
+    peaks = mdata["atac"].var
+    if "linked_gene" not in peaks:
+        return hg19_genes(mdata["rna"].var_names).set_index("name")
+    grouped = peaks.assign(chrom=peaks["chrom"].astype(str)).groupby(peaks["linked_gene"].astype(str))
+    return grouped.agg(chrom=("chrom", "first"), start=("start", "min"), end=("end", "max"))
 
 
 def hg19_genes(names: pd.Index) -> pd.DataFrame:
@@ -260,6 +272,7 @@ def expression_methods() -> dict[str, Callable[[Fold], dict[str, float]]]:
         **ridges,
         "EpiFoundation": epifoundation,
         "EpiFoundation, not pretrained": lambda fold: epifoundation(fold, epochs=0),
+        "EpiFoundation, without local readout": lambda fold: epifoundation(fold, local_readout_bp=0),
         "EpiFoundation, gated decoder alone, random start": lambda fold: epifoundation(
             fold, epochs=20, tune={"max_epochs": 20, "lr": 1e-3}, **PAPER
         ),
@@ -284,6 +297,11 @@ def run(folder: Path, task: str, method: str, seed: int, fit: Callable[[Fold], d
     return row
 
 
+def is_wanted(name: str, asked: list[str] | None, every: list[str]) -> bool:
+    """Tell whether a method is asked for, by its name or by a part of it that is no method's name."""
+    return asked is None or any(part == name or (part not in every and part in name) for part in asked)
+
+
 def main() -> int:
     """Run all methods on all splits and write a table of each task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -291,15 +309,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tasks", nargs="+", default=[ANNOTATION, *EXPRESSION])
-    parser.add_argument("--methods", nargs="+", default=None, help="parts of their names; all by default")
+    parser.add_argument("--methods", nargs="+", default=None, help="names, or parts of names; all by default")
     parser.add_argument("--results", type=Path, default=Path("results/quality/epifoundation"))
     chosen = parser.parse_args()
     quiet(chosen.threads)
     for task in chosen.tasks:
         methods = ANNOTATION_METHODS if task == ANNOTATION else expression_methods()
-        wanted = {
-            k: v for k, v in methods.items() if chosen.methods is None or any(part in k for part in chosen.methods)
-        }
+        wanted = {name: fit for name, fit in methods.items() if is_wanted(name, chosen.methods, list(methods))}
         rows = [
             run(chosen.results, task, name, seed, fit) for seed in range(chosen.seeds) for name, fit in wanted.items()
         ]

@@ -18,9 +18,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import _rivals as rivals
 import numpy as np
+from _cells import FULL, QUICK, Size
 from _common import quiet
-from quality import DATA, QUIET, run_table, scores
+from _runs import DATA, QUIET, run_table, scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +38,11 @@ TASKS = {
 class Tracks:
     """One histone mark with labels, and the methods to compare on it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, size: Size = FULL) -> None:
         modality, channel, bin_size = TASKS[name]
-        self.adata = self._read(name, modality)
+        adata = self._read(name, modality)
+        self.size = size
+        self.adata = adata if size is FULL else adata[size.rows(adata.n_obs)].copy()
         self.labels = self.adata.obs["cell_type"].astype(str).to_numpy()
         self.depth = np.asarray(self.adata.X.sum(1)).ravel()
         bins = self.adata.var[["chrom", "start", "end"]].copy()
@@ -60,23 +64,15 @@ class Tracks:
         adata.obs["cell_type"] = mdata.obs["cell_type"].to_numpy()
         return epivi.pp.order_by_chromosome(adata, copy=True)
 
-    def lsi(self, seed: int, n_comps: int) -> dict[str, float]:
-        import epivi
+    def judge(self, values: np.ndarray) -> dict[str, float]:
+        """Score an embedding."""
+        return scores(values, self.labels, self.depth)
 
-        part = epivi.pp.lsi(self.adata, n_comps=n_comps, seed=seed, copy=True)
-        return scores(np.asarray(part.obsm["X_lsi"]), self.labels, self.depth)
+    def lsi(self, seed: int, n_comps: int) -> dict[str, float]:
+        return self.judge(rivals.lsi(self.adata, n_comps, seed))
 
     def poissonvi(self, seed: int) -> dict[str, float]:
-        import scvi
-
-        scvi.settings.seed = seed
-        adata = self.adata.copy()
-        scvi.external.POISSONVI.setup_anndata(adata)
-        model = scvi.external.POISSONVI(adata)
-        start = time.perf_counter()
-        model.train(**QUIET)
-        result = scores(model.get_latent_representation(), self.labels, self.depth)
-        return result | {"seconds": time.perf_counter() - start}
+        return self.judge(rivals.poissonvi(self.adata, None, self.size.epochs, seed))
 
     def tracks(self, seed: int, kind: str, **options: Any) -> dict[str, float]:
         import epivi
@@ -85,8 +81,8 @@ class Tracks:
         cls.setup_anndata(self.adata)
         model = cls(self.adata, seed=seed, **options)
         start = time.perf_counter()
-        model.train(**QUIET)
-        result = scores(model.get_latent_representation(), self.labels, self.depth)
+        model.train(**self.size.train | QUIET)
+        result = self.judge(model.get_latent_representation())
         epochs = len(model.history["train_loss"])
         held = -model.get_elbo(indices=model.validation_indices)
         return result | {"-ELBO": held, "epochs": epochs, "seconds": time.perf_counter() - start}
@@ -111,12 +107,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", help="only methods whose name this regular expression finds")
     parser.add_argument("--out", type=Path, default=Path("results/quality"))
+    parser.add_argument("--quick", action="store_true", help="a thousand cells and a few epochs: checks the script")
     chosen = parser.parse_args()
     quiet(1)
     if not any(DATA.glob(f"{chosen.name}.*")):
         print(f"test data not found: set EPIVI_TEST_DATA (missing sc/{chosen.name})", file=sys.stderr)
         return 2
-    run_table(Tracks(chosen.name).methods(), f"{chosen.name}_tracks", chosen)
+    run_table(Tracks(chosen.name, QUICK if chosen.quick else FULL).methods(), f"{chosen.name}_tracks", chosen)
     return 0
 
 

@@ -110,3 +110,6 @@ BATCH_SHIFT: Final = "shift"
 BATCH_QUERY: Final = "query"
 BATCH_QUERY_LENGTH: Final = "query_length"
 BATCH_ZEROS: Final = "zeros"
+
+# peaks of a model that the data do not have
+BATCH_ABSENT_PEAKS: Final = "absent_peaks"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     Names = Sequence[str] | pd.Index | np.ndarray
 
-# Entries looked at together: bounds the memory beside the matrix to about 150 MB, however wide the rows are.
-_MAX_ENTRIES = 1 << 22
+# Entries looked at together: bounds the memory beside the matrix to about 20 MB, however wide the rows are.
+_MAX_ENTRIES = 1 << 19
 
 _RAW = "Pass the raw counts, for example with layer='counts'"
 

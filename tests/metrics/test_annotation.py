@@ -60,6 +60,14 @@ def test_order_of_cells_and_of_classes_does_not_matter(seed):
         assert permuted[name] == pytest.approx(expected[name])
 
 
+def test_random_predictions_score_as_chance():
+    rng = np.random.default_rng(0)
+    found = annotation_scores(rng.permutation(np.repeat(CLASSES, 500)), rng.dirichlet(np.ones(4), 2000), CLASSES)
+    assert found["accuracy"] == pytest.approx(0.25, abs=0.03)
+    assert found["f1_macro"] == pytest.approx(0.25, abs=0.03)
+    assert found["roc_auc_macro"] == pytest.approx(0.5, abs=0.03)
+
+
 def test_calibration_error_by_hand():
     # two cells at 0.9 of which one is right, two at 0.6 which are both right
     p = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])

@@ -12,7 +12,7 @@ from mudata import MuData
 from scipy.sparse.linalg import ArpackNoConvergence
 
 from epivi._errors import ConfigError, DataError
-from epivi.metrics import _scib, benchmark, confounder_information
+from epivi.metrics import _scib, benchmark, confounder_information, scib_convnet, scib_default
 
 N = 300
 KEYS = ["X_pca", "perfect", "random", "batch_only"]
@@ -306,3 +306,29 @@ def test_bad_data_are_refused(adata):
         benchmark(broken, ["X_pca"], confounders=["unknown_depth"])
     with pytest.raises(DataError, match="There are 20 cells"):
         benchmark(adata[:20].copy(), ["X_pca"])
+
+
+def test_the_two_sets_are_those_of_the_benchmark(adata, table):
+    for call, total in ((scib_convnet, "total_convnet"), (scib_default, "total_scib")):
+        found = call(adata, ["perfect", "random"], "batch", "type")
+        flat = table.droplevel("group", axis=1)
+        np.testing.assert_allclose(found["overall"], flat.loc[["perfect", "random"], total])
+        bio, batch = table.attrs["aggregates"][total].values()
+        assert list(found) == [*bio, *batch, "bio", "batch", "overall"]
+        np.testing.assert_allclose(found["bio"], flat.loc[["perfect", "random"], bio].mean(axis=1))
+        np.testing.assert_allclose(found["batch"], flat.loc[["perfect", "random"], batch].mean(axis=1))
+        assert found.attrs["n_cells"] == N
+
+
+def test_the_two_sets_refuse_what_is_not_defined(adata, monkeypatch):
+    single = adata.copy()
+    single.obs["batch"] = "s1"
+    with pytest.raises(DataError, match=r"'silhouette_batch' is not defined: there is 1 batch\. `benchmark`"):
+        scib_convnet(single, ["perfect"], "batch", "type")
+    bare = adata.copy()
+    del bare.obsm["X_pca"]
+    with pytest.raises(DataError, match="'pcr_comparison' is not defined: no unintegrated embedding"):
+        scib_default(bare, ["perfect"], "batch", "type")
+    monkeypatch.setattr(_scib, "kbet_by_label", lambda *_, seed: {0: np.nan})
+    with pytest.warns(RuntimeWarning), pytest.raises(DataError, match="'kbet' is not defined: the diffusion map"):
+        scib_convnet(adata, ["perfect"], "batch", "type")

@@ -45,6 +45,25 @@ def test_sparse_and_dense_agree_in_any_chunks(form, monkeypatch):
     assert open_gene_scores(form(truth), form(predicted / 9)) == open_gene_scores(truth, predicted / 9)
 
 
+def test_the_order_of_cells_changes_nothing():
+    x, y = example()
+    order = np.random.default_rng(1).permutation(len(x))
+    first, second = expression_scores(x, y), expression_scores(x[order], y[order])
+    for key in ("pearson", "spearman", "mse"):
+        assert float(second.summary[key]) == pytest.approx(float(first.summary[key]))
+    p = 1 / (1 + np.exp(-y))
+    assert open_gene_scores(x[order] > 0, p[order])["auroc"] == pytest.approx(open_gene_scores(x > 0, p)["auroc"])
+
+
+def test_random_predictions_score_as_chance():
+    rng = np.random.default_rng(0)
+    x, y = rng.poisson(1.0, size=(2000, 20)), rng.random((2000, 20))
+    summary = expression_scores(x, y).summary
+    assert abs(float(summary["pearson"])) < 0.02
+    assert abs(float(summary["spearman"])) < 0.02
+    assert open_gene_scores(x > 0, y)["auroc"] == pytest.approx(0.5, abs=0.02)
+
+
 def test_constant_genes_have_no_correlation_and_are_counted():
     truth, predicted = example()
     truth, predicted = truth.astype(float), predicted.copy()

@@ -183,3 +183,20 @@ def test_kbet_is_near_that_of_scib_metrics():
             expected = kbet_per_label(found, batch, labels)
             ours = kbet_by_label(found.knn_graph_connectivities.tocsr(), labels, batch)
             assert np.mean(list(ours.values())) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("bras", [True, False])
+def test_batch_silhouettes_equal_scib_metrics(bras):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import scib_metrics
+
+    rng = np.random.default_rng(0)
+    labels, batches = np.repeat([0, 1, 2, 3], [90, 60, 30, 2]), rng.integers(3, size=182)
+    batches[labels == 2] = 1  # one batch: left out
+    batches[labels == 3] = [0, 1]  # as many batches as cells: left out
+    Z = rng.normal(size=(182, 4)) + 2 * np.eye(4)[labels] + 0.5 * np.eye(4)[batches]
+    options = {"metric": "cosine", "between": "mean_other"} if bras else {}
+    expected = (scib_metrics.bras if bras else scib_metrics.silhouette_batch)(Z.astype(np.float32), labels, batches)
+    assert _scib.silhouette_by_label(Z, labels, batches, **options) == pytest.approx(expected, abs=1e-5)
+    assert np.isnan(_scib.silhouette_by_label(Z, labels, labels))

@@ -196,6 +196,24 @@ def test_centroids_equal_the_closed_form(container):
     assert found.std() == pytest.approx(1.0, rel=1e-5)
 
 
+def test_centroids_within_batches_leave_out_where_the_batches_lie():
+    counts = accessibility(n=200, seed=1)
+    batch = np.repeat(["a", "b"], 100)
+    order = np.random.default_rng(0).permutation(200)
+    counts = counts[order]
+    # peaks that are open in one batch alone, and in no other
+    counts[:100, 40:50] = 1
+    counts[100:, 40:50] = 0
+    plain = peak_centroids(AnnData(counts), n_comps=3)
+    found = peak_centroids(AnnData(counts), n_comps=3, batch_n=batch)
+    assert np.linalg.norm(found[40:50], axis=1).max() < 0.1 * np.linalg.norm(plain[40:50], axis=1).min()
+    # what tells the groups of cells apart stays
+    assert np.linalg.norm(np.delete(found[:20], 5, 0).mean(0) - found[20:30].mean(0)) > 1.0
+    # one batch: as without
+    one = peak_centroids(AnnData(counts), n_comps=3, batch_n=np.zeros(200))
+    np.testing.assert_allclose(one, plain, atol=1e-5)
+
+
 def test_peaks_of_one_group_of_cells_lie_together():
     found = peak_centroids(AnnData(accessibility(n=200, seed=1)), n_comps=2)
     first, second = np.delete(found[:20], 5, 0).mean(0), found[20:30].mean(0)

@@ -37,6 +37,35 @@ def test_copies_do_not_change_with_the_module():
     assert torch.equal(copy["running_mean"], torch.zeros(2))
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+def test_copies_on_disk_equal_those_in_memory_and_do_not_change_with_the_module(kind):
+    module = nn.BatchNorm1d(3).to(kind)  # its count of minibatches has no axes
+    with torch.no_grad():
+        module.weight.copy_(torch.arange(3.0))
+    memory, disk = copy_weights(module), copy_weights(module, on_disk=True)
+    with torch.no_grad():
+        module.weight += 1
+    assert memory.keys() == disk.keys()
+    for key, value in memory.items():
+        assert disk[key].dtype == value.dtype
+        assert torch.equal(disk[key], value)
+    module.load_state_dict(disk)
+    assert torch.equal(module.weight, memory["weight"])
+    disk["weight"] += 5  # a copy of one's own
+    assert torch.equal(module.weight, memory["weight"])
+
+
+def test_a_keeper_on_disk_keeps_the_same():
+    found = WeightKeeper("m", patience=2, on_disk=True)
+    feed(found, [5.0, 3.0, 4.0])
+    assert found.best_weights["weight"].item() == 1.0
+    assert found.last_good["weight"].item() == 2.0
+
+
+def test_a_module_without_weights_can_be_copied_to_disk():
+    assert copy_weights(nn.ReLU(), on_disk=True) == {}
+
+
 def test_the_lowest_value_is_kept_and_patience_counts_from_it():
     keeper = WeightKeeper("m", patience=2)
     assert feed(keeper, [5.0, 3.0, 4.0, 2.0, 2.5, 2.0]) == [False, False, False, False, False, True]

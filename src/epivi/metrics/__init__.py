@@ -8,7 +8,7 @@ input or a global random state.
 from __future__ import annotations
 
 from epivi.metrics.annotation import annotation_scores
-from epivi.metrics.benchmark import benchmark
+from epivi.metrics.benchmark import benchmark, scib_convnet, scib_default
 from epivi.metrics.calibration import (
     Recalibration,
     coverage,
@@ -81,5 +81,7 @@ __all__ = [
     "pit_distance",
     "randomised_pit",
     "rare_type_purity",
+    "scib_convnet",
+    "scib_default",
     "subsample_scores",
 ]

@@ -13,6 +13,7 @@ import numpy as np
 
 from epivi.metrics._inputs import draw
 from epivi.metrics.embedding._graph import nearest_neighbors
+from epivi.metrics.embedding.silhouettes import silhouette_samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -154,8 +155,6 @@ class _Scores:
     @cached_property
     def silhouettes(self) -> NDArray[np.float64]:
         """Return the silhouette of each cell of the sample on the labels, rescaled to [0, 1]."""
-        from scib_metrics.utils import silhouette_samples
-
         return (silhouette_samples(self.z_nd[self.few], self._labels[self.few]) + 1) / 2
 
     @property
@@ -199,12 +198,10 @@ class _Scores:
         return {"ilisi": ilisi_knn(self.nearest("lisi"), self._batches)}
 
     def silhouette_batch(self) -> dict[str, float]:
-        import scib_metrics
-
-        arguments = (self.z_nd[self.few], self._labels[self.few], self._batches[self.few])
+        z_nd, labels, batches = self.z_nd[self.few], self._labels[self.few], self._batches[self.few]
         return {
-            "bras": scib_metrics.bras(*arguments),
-            "silhouette_batch": scib_metrics.silhouette_batch(*arguments),
+            "bras": silhouette_by_label(z_nd, labels, batches, metric="cosine", between="mean_other"),
+            "silhouette_batch": silhouette_by_label(z_nd, labels, batches),
         }
 
     def kbet(self) -> dict[str, float]:
@@ -230,6 +227,23 @@ class _Scores:
             return {"pcr_comparison": pcr_comparison(pre_nd, self.z_nd, self._batches, categorical=True)}
         except ZeroDivisionError:  # the variance that the batch explains before is the denominator
             return {"pcr_comparison": float("nan")}
+
+
+def silhouette_by_label(
+    z_nd: NDArray[Any], labels: NDArray[np.intp], batches: NDArray[np.intp], **options: str
+) -> float:
+    """Return one minus the mean absolute silhouette of the batches within each label, mean over the labels.
+
+    Labels of one batch, or of as many batches as cells, are left out; NaN if none is left. `options` are those of
+    `silhouette_samples`. The definition is that of `scib_metrics.silhouette_batch`, which compiles its code anew for
+    every label of another size.
+    """
+    means = []
+    for label in np.unique(labels):
+        own = labels == label
+        if 1 < len(np.unique(batches[own])) < own.sum():
+            means.append(1 - np.abs(silhouette_samples(z_nd[own], batches[own], **options)).mean())
+    return float(np.mean(means)) if means else float("nan")
 
 
 def kbet_by_label(

@@ -163,6 +163,111 @@ def benchmark(
     return table
 
 
+def scib_convnet(
+    data: Any, embeddings: Sequence[str], batch_key: str, label_key: str, *, n_jobs: int = 1, seed: int = 0
+) -> pd.DataFrame:
+    """Compute the seven scIB metrics of the ConvNet-VAE paper and their weighted mean, 0.4 batch + 0.6 bio.
+
+    Parameters
+    ----------
+    data, embeddings, batch_key, label_key, n_jobs, seed
+        As in :func:`benchmark`; two batches and two labels or more.
+
+    Returns
+    -------
+    One row an embedding: `silhouette_label`, `nmi_leiden`, `clisi`, `silhouette_batch`, `graph_connectivity`, `ilisi`,
+    `kbet`, their means `bio` and `batch`, and `overall`; `attrs` as in :func:`benchmark`. Not comparable with
+    :func:`scib_default`.
+
+    Raises
+    ------
+    DataError
+        If a metric is not defined, for example with one batch, or the data cannot be used.
+    ConfigError
+        If a key is unknown, or `embeddings` is empty or repeats one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> rng = np.random.default_rng(0)
+    >>> adata = AnnData(np.zeros((90, 1), dtype=np.float32))
+    >>> adata.obs["type"], adata.obs["batch"] = rng.choice(["A", "B"], 90), rng.choice(["s1", "s2"], 90)
+    >>> adata.obsm["X_z"] = rng.normal(size=(90, 2)) + 9.0 * (adata.obs["type"] == "B").to_numpy()[:, None]
+    >>> bool(scib_convnet(adata, ["X_z"], "batch", "type").loc["X_z", "bio"] > 0.9)
+    True
+    """
+    table = benchmark(data, embeddings, batch_key, label_key, n_jobs=n_jobs, seed=seed)
+    return _one_total(table, "total_convnet")
+
+
+def scib_default(
+    data: Any,
+    embeddings: Sequence[str],
+    batch_key: str,
+    label_key: str,
+    *,
+    unintegrated_key: str | None = None,
+    n_jobs: int = 1,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compute the set of metrics of scib-metrics and their weighted mean, 0.4 batch + 0.6 bio.
+
+    Clusters are those of Leiden, where the `Benchmarker` of scib-metrics takes k-means by default.
+
+    Parameters
+    ----------
+    data, embeddings, batch_key, label_key, unintegrated_key, n_jobs, seed
+        As in :func:`benchmark`; two batches and two labels or more, and an embedding before correction.
+
+    Returns
+    -------
+    One row an embedding: `isolated_labels`, `nmi_leiden`, `ari_leiden`, `silhouette_label`, `clisi`, `bras`, `ilisi`,
+    `kbet`, `graph_connectivity`, `pcr_comparison`, their means `bio` and `batch`, and `overall`; `attrs` as in
+    :func:`benchmark`.
+
+    Raises
+    ------
+    DataError
+        If a metric is not defined, for example with one batch, or the data cannot be used.
+    ConfigError
+        If a key is unknown, or `embeddings` is empty or repeats one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> rng = np.random.default_rng(0)
+    >>> adata = AnnData(np.zeros((90, 1), dtype=np.float32))
+    >>> adata.obs["type"], adata.obs["batch"] = rng.choice(["A", "B"], 90), rng.choice(["s1", "s2"], 90)
+    >>> adata.obsm["X_pca"] = rng.normal(size=(90, 2)) + 9.0 * (adata.obs["type"] == "B").to_numpy()[:, None]
+    >>> scib_default(adata, ["X_pca"], "batch", "type").shape
+    (1, 13)
+    """
+    keys: dict[str, Any] = {"unintegrated_key": unintegrated_key, "n_jobs": n_jobs, "seed": seed}
+    return _one_total(benchmark(data, embeddings, batch_key, label_key, **keys), "total_scib")
+
+
+def _one_total(table: pd.DataFrame, total: str) -> pd.DataFrame:
+    """Return the metrics of one total, their means and the total; refuse where one is not defined."""
+    import pandas as pd
+
+    bio, batch = TOTALS[total]
+    flat = table.droplevel("group", axis=1)[[*bio, *batch]]
+    for metric in flat:
+        if flat[metric].isna().any():
+            absent = table.attrs["absent"]
+            why = absent.get(metric) or next(text for key, text in absent.items() if key.endswith(f": {metric}"))
+            msg = f"The metric '{metric}' is not defined: {why}. `benchmark` computes the metrics that are."
+            raise DataError(msg)
+    means = {"bio": flat[list(bio)].mean(axis=1), "batch": flat[list(batch)].mean(axis=1)}
+    means["overall"] = BATCH_WEIGHT * means["batch"] + BIO_WEIGHT * means["bio"]
+    found = pd.concat([flat, pd.DataFrame(means)], axis=1)
+    found.columns.name = "metric"
+    found.attrs.update(table.attrs)
+    return found
+
+
 def _assemble(
     rows: dict[str, dict[str, float]], information: dict[str, dict[str, float]]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:

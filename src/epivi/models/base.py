@@ -20,6 +20,7 @@ from epivi.models.base_arguments import check_run_arguments
 from epivi.models.base_saving import SavingMixin
 from epivi.models.base_training import TrainingData, cut_rows, run_training
 from epivi.train.config import TrainingConfig
+from epivi.train.tuning import takes_flag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,11 @@ class EpiModel(SavingMixin):
     trainer: Any
     init_arguments: dict[str, Any]
     is_interrupted_: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = takes_flag(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, adata: AnnData | MuData | None = None, registry: dict | None = None) -> None:
         if adata is None and registry is None:

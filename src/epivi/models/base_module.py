@@ -21,6 +21,8 @@ class EpiModule(BaseModuleClass):
     """Base of the torch modules: knows which weights read the covariates, and can be frozen but for new columns."""
 
     covariates: Covariates
+    # whether the loss has a KL term, which the history of a training then tells
+    has_elbo: bool = True
 
     def __init__(self) -> None:
         super().__init__()

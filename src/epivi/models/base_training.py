@@ -7,6 +7,7 @@ import signal
 import threading
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from epivi.models.base_arguments import DECISIVE, make_trainer, parse_devices
 from epivi.train.keeping import RunState, WeightKeeper, copy_weights
 from epivi.train.plan import NotFiniteLossError, TrainingPlan
 from epivi.train.schedules import Annealing, LearningRate
+from epivi.train.tuning import embeddings_to_score
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from epivi.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
+
+# what begins the names of metrics that tell of a KL term
+ELBO_METRICS = ("elbo_", "kl_local_", "kl_weight")
 
 
 class TrainingData(NamedTuple):
@@ -158,8 +163,12 @@ def run_training(
     plan = TrainingPlan(model.module, annealing=annealing, learning_rate=learning_rate, **optimiser)
     patience = config.early_stopping_patience if config.early_stopping and data.validation else None
     plan.keeper = WeightKeeper(
-        config.early_stopping_monitor, patience=patience, min_delta=config.early_stopping_min_delta
+        config.early_stopping_monitor,
+        patience=patience,
+        min_delta=config.early_stopping_min_delta,
+        on_disk=config.step_in_backward,
     )
+    plan.embed = partial(embeddings_to_score, model, plan, restore_best=config.early_stopping)
     loaders.plan = plan
     if run_dir is not None:
         fingerprint = model.fingerprint(config) | {"processes": world_size}
@@ -186,7 +195,7 @@ def run_training(
 
 
 def _fit(model: EpiModel, plan: TrainingPlan, trainer: Trainer, loaders: Loaders) -> None:
-    before = copy_weights(model.module)
+    before = copy_weights(model.module, on_disk=plan.step_in_backward)
     model.module.train()
     try:
         with _graceful_interrupt(plan), _without_hints():
@@ -222,7 +231,7 @@ def _restore(model: EpiModel, plan: TrainingPlan, before: dict[str, torch.Tensor
     """Put back the weights of the last finished epoch, else those before the training; say which."""
     kept = plan.keeper.last_good if plan.keeper is not None else None
     model.module.load_state_dict(before if kept is None else kept)
-    model.history_ = history(plan.records)
+    model.history_ = history(plan.records, has_elbo=getattr(model.module, "has_elbo", True))
     model.is_trained_ = model.is_trained_ or kept is not None
     if kept is None:
         return "no epoch was finished, the weights from before the training are restored"
@@ -238,15 +247,22 @@ def _finish(model: EpiModel, plan: TrainingPlan, device: torch.device, *, restor
         )
     if plan.is_stop_requested:
         logger.warning("Training was interrupted at epoch %d, step %d.", plan.epoch, plan.step)
-    model.history_ = history(plan.records)
+    model.history_ = history(plan.records, has_elbo=getattr(model.module, "has_elbo", True))
     model.module.eval()
     model.is_trained_ = True
     model.is_interrupted_ = plan.is_stop_requested
     model.to_device(device)
 
 
-def history(records: list[dict[str, float]]) -> dict[str, pd.DataFrame]:
+def history(records: list[dict[str, float]], *, has_elbo: bool = True) -> dict[str, pd.DataFrame]:
     """Return one table a metric, indexed by epoch, as scvi-tools does.
+
+    Parameters
+    ----------
+    records
+        Metrics of each epoch.
+    has_elbo
+        Whether the model has a KL term; what tells of one is left out if not.
 
     Examples
     --------
@@ -254,6 +270,8 @@ def history(records: list[dict[str, float]]) -> dict[str, pd.DataFrame]:
     [[2.0]]
     """
     keys = dict.fromkeys(key for record in records for key in record if key != "epoch")
+    if not has_elbo:
+        keys = dict.fromkeys(key for key in keys if not key.startswith(ELBO_METRICS))
     epochs = [int(record["epoch"]) for record in records]
     tables = {}
     for key in keys:

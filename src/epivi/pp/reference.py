@@ -212,10 +212,18 @@ def lsi(
     return target if copy else None
 
 
-def peak_centroids(adata: AnnData, *, layer: str | None = None, n_comps: int = 32, seed: int = 0) -> np.ndarray:
+def peak_centroids(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    n_comps: int = 32,
+    batch_n: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
     """Return where each peak lies among the cells: the mean LSI coordinates of the cells in which it is open.
 
-    Coordinates are standardised over the cells first, and the first component, which follows depth, is left out.
+    Coordinates are standardised over the cells first, and the first component, which follows depth, is left out. With
+    batches they are centred within each: a peak that is open in one batch alone then lies near the origin.
 
     Parameters
     ----------
@@ -225,6 +233,8 @@ def peak_centroids(adata: AnnData, *, layer: str | None = None, n_comps: int = 3
         Layer with the counts instead of X.
     n_comps
         Most components.
+    batch_n
+        Batch of each cell; ``None`` for one batch.
     seed
         Seed of the start vector of the decomposition.
 
@@ -251,7 +261,10 @@ def peak_centroids(adata: AnnData, *, layer: str | None = None, n_comps: int = 3
     open_np.data = (open_np.data > 0).astype(np.float32)
     n_used = _cap(n_comps + 1, open_np.shape, "n_comps")
     z_nd = _svd(_tfidf(open_np, binarize=True), n_used, seed)[:, 1:]
-    z_nd = (z_nd - z_nd.mean(0)) / np.maximum(z_nd.std(0), np.finfo(np.float32).tiny)
+    for batch in [None] if batch_n is None else np.unique(batch_n):
+        rows = slice(None) if batch is None else batch_n == batch
+        z_nd[rows] -= z_nd[rows].mean(0)
+    z_nd /= np.maximum(z_nd.std(0), np.finfo(np.float32).tiny)
     n_open_p = np.asarray(open_np.sum(axis=0)).ravel()
     centroid_pd = (open_np.T @ z_nd) / np.maximum(n_open_p, 1.0)[:, None]
     return (centroid_pd / max(float(centroid_pd.std()), 1e-12)).astype(np.float32)

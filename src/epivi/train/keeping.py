@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
 
 from epivi._errors import CheckpointError
 from epivi.train.checkpoint import flatten_state, is_checkpoint, read_checkpoint, unflatten_state, write_checkpoint
 from epivi.train.weights import is_better, weights_are_finite
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 KIND = "run"
+ALIGNMENT = 64
 
 
 class Run(Protocol):
@@ -40,16 +44,36 @@ class Run(Protocol):
         """Restore what :meth:`state` returned."""
 
 
-def copy_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+def copy_weights(module: nn.Module, *, on_disk: bool = False) -> dict[str, torch.Tensor]:
     """Return a copy of the module's state, on the CPU.
+
+    Parameters
+    ----------
+    module
+        The module.
+    on_disk
+        Keep the copy in a temporary file without a name, from which the tensors are read when they are needed.
 
     Examples
     --------
-    >>> import torch
-    >>> copy_weights(torch.nn.Linear(1, 1))["bias"].shape
+    >>> copy_weights(torch.nn.Linear(1, 1), on_disk=True)["bias"].shape
     torch.Size([1])
     """
-    return {key: value.detach().to("cpu", copy=True) for key, value in module.state_dict().items()}
+    state = {key: value.detach() for key, value in module.state_dict().items()}
+    if not on_disk:
+        return {key: value.to("cpu", copy=True) for key, value in state.items()}
+    starts = {}
+    with tempfile.TemporaryFile() as file:
+        for key, value in state.items():
+            starts[key] = file.tell()
+            file.write(value.to("cpu").reshape(-1).view(torch.uint8).numpy().data)
+            file.write(bytes(-file.tell() % ALIGNMENT or ALIGNMENT))  # a file without a byte cannot be mapped
+        file.flush()
+        stored = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="c"))
+    return {
+        key: stored[start : start + state[key].nbytes].view(state[key].dtype).view(state[key].shape)
+        for key, start in starts.items()
+    }
 
 
 class WeightKeeper:
@@ -66,9 +90,12 @@ class WeightKeeper:
         Epochs without improvement, counted at full KL weight, after which training stops; ``None`` never stops.
     min_delta
         Least change that counts.
+    on_disk
+        Keep the weights in temporary files.
     """
 
-    def __init__(self, monitor: str, *, patience: int | None, min_delta: float = 0.0) -> None:
+    def __init__(self, monitor: str, *, patience: int | None, min_delta: float = 0.0, on_disk: bool = False) -> None:
+        self.on_disk = on_disk
         self.monitor = monitor
         self.patience = patience
         self.min_delta = min_delta
@@ -80,7 +107,7 @@ class WeightKeeper:
 
     def update(self, module: nn.Module, record: dict[str, float]) -> bool:
         """Take note of an epoch; returns whether training should stop."""
-        self.last_good = copy_weights(module)
+        self.last_good = copy_weights(module, on_disk=self.on_disk)
         if record.get("kl_weight", 1.0) < 1.0 or self.monitor not in record:
             return False
         if is_better(record[self.monitor], self.best, self.min_delta):

@@ -14,7 +14,7 @@ from epivi._keys import BATCH_ROWS
 from epivi.train.weights import weights_are_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from scvi.module.base import BaseModuleClass, LossOutput
     from torch import Tensor
@@ -80,6 +80,8 @@ class TrainingPlan(pl.LightningModule):
         self.sums: dict[str, dict[str, Tensor]] = {"train": {}, "validation": {}}
         self.keeper: WeightKeeper | None = None
         self.run_state: RunState | None = None
+        self.embed: Callable[[str], dict[str, Tensor]] | None = None
+        self._embedded: dict[tuple[str, int], dict[str, Tensor]] = {}
         self.is_stop_requested = False
         self._last_rows: Tensor | None = None
         self._resumed_sums: list[dict[str, dict[str, float]]] = []
@@ -190,6 +192,8 @@ class TrainingPlan(pl.LightningModule):
 
     def on_train_batch_end(self, *args: Any) -> None:  # noqa: ARG002
         """Count the step and save the state of the run if it is due."""
+        if self.trainer.accumulate_grad_batches == 1:
+            self.optimizer.zero_grad()  # before the next loss, which may need the memory of the gradients
         self.step += 1
         self.batch_in_epoch += 1
         if self._is_anywhere(self.is_stop_requested):
@@ -205,6 +209,31 @@ class TrainingPlan(pl.LightningModule):
         """Add a minibatch to the validation metrics, at full KL weight and with the same noise in every epoch."""
         output = self._forward(batch, kl_weight=1.0, deterministic=False, stream=_VALIDATION_STREAM + batch_idx)
         self._add("validation", output, {})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was validated, for callbacks that read it when the validation ends; the epoch ends after it."""
+        if self.trainer.world_size == 1 and not self.trainer.sanity_checking:
+            self.log_dict(self._read("validation", self._all_sums()))
+
+    @property
+    def _training_epoch_outputs(self) -> dict[str, Tensor]:
+        """Embeddings that scvi.autotune scores at the end of the training."""
+        return self._embeddings("training")
+
+    @property
+    def _validation_epoch_outputs(self) -> dict[str, Tensor]:
+        """Embeddings that scvi.autotune scores at the end of a validation."""
+        return self._embeddings("validation")
+
+    def _embeddings(self, stage: str) -> dict[str, Tensor]:
+        """Return the embeddings of a stage, computed once a step since scvi.autotune asks twice."""
+        if self.embed is None:
+            message = "This plan knows no model to embed cells with: train by the model's train()."
+            raise ConfigError(message)
+        key = (stage, self.step)
+        if key not in self._embedded:
+            self._embedded = {key: self.embed(stage)}
+        return self._embedded[key]
 
     @torch.no_grad()
     def _add(self, mode: str, output: LossOutput, more: dict[str, float]) -> None:

@@ -33,6 +33,24 @@ def test_permuted_names_of_labels_change_nothing():
     assert (first.ari, first.nmi) == pytest.approx((second.ari, second.nmi), abs=1e-12)
 
 
+def test_the_order_of_cells_changes_nothing():
+    Z, y = gaussians(distance=1.5)  # hard enough that Leiden itself would depend on it
+    order = np.random.default_rng(1).permutation(len(Z))
+    first, second = cluster_agreement(Z, y), cluster_agreement(Z[order], y[order])
+    np.testing.assert_array_equal(first.clusters[order], second.clusters)
+    keys = ("ari", "nmi", "ami", "silhouette_clusters", "silhouette_labels")
+    assert [getattr(first, key) for key in keys] == pytest.approx([getattr(second, key) for key in keys], abs=1e-9)
+
+
+def test_random_embeddings_agree_by_chance():
+    Z, y = gaussians(n_each=400)
+    noise = np.random.default_rng(1).normal(size=Z.shape)
+    agreement = cluster_agreement(noise, y)
+    assert abs(agreement.ari) < 0.02
+    assert agreement.nmi < 0.02
+    assert abs(agreement.silhouette_labels) < 0.02
+
+
 def test_random_labels_do_not_agree():
     Z, _ = gaussians(n_each=400)
     y = np.random.default_rng(1).integers(5, size=len(Z))

@@ -6,7 +6,7 @@ from scipy.spatial.distance import cdist
 
 from epivi._errors import ConfigError
 from epivi.metrics.embedding import _graph
-from epivi.metrics.embedding._graph import cell_graph, leiden, nearest_neighbors
+from epivi.metrics.embedding._graph import cell_graph, leiden, nearest_neighbors, ordered_graph
 
 
 def adjacency(graph, n):
@@ -90,3 +90,13 @@ def test_more_starts_never_lower_the_quality():
 def test_bad_settings_are_refused(k, weighting, message):
     with pytest.raises(ConfigError, match=message):
         cell_graph(np.random.default_rng(0).normal(size=(20, 2)), k, weighting=weighting, seed=0)
+
+
+def test_clusters_of_an_ordered_graph_come_back_in_the_order_of_the_cells():
+    Z = np.repeat([[5.0, 0.0], [0.0, 5.0], [9.0, 9.0]], 30, axis=0) + np.random.default_rng(0).normal(size=(90, 2)) / 9
+    order = np.random.default_rng(1).permutation(90)
+    graph = ordered_graph(Z[order], 10, weighting="connectivities", seed=0)
+    clusters = leiden(graph, 0.1, n_starts=1, seed=0).clusters
+    assert all(len(np.unique(clusters[np.repeat([0, 1, 2], 30)[order] == part])) == 1 for part in range(3))
+    plain = cell_graph(Z, 10, weighting="connectivities", seed=0)
+    assert sorted(graph.es["weight"]) == pytest.approx(sorted(plain.es["weight"]), rel=1e-5)

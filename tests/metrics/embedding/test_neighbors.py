@@ -145,3 +145,10 @@ BATCH = ["a", "b"] * 30
 def test_bad_input_is_refused(error, call, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_random_embeddings_score_as_chance():
+    rng = np.random.default_rng(0)
+    Z, y = rng.normal(size=(2000, 5)), rng.permutation(np.repeat(["a", "b", "c", "d"], 500))
+    assert label_purity(Z, y)["purity"].mean() == pytest.approx(0.25, abs=0.03)
+    assert knn_accuracy(Z[:1000], y[:1000], Z[1000:], y[1000:]) == pytest.approx(0.25, abs=0.05)

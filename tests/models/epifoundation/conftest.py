@@ -97,6 +97,16 @@ def expressive(pretrained, simulated, tune):
     return tune(pretrained, "expression", simulated.copy())
 
 
+@pytest.fixture(scope="session")
+def near(pretrained, simulated, tune):
+    """Fine-tuned on expression with a local readout of random weights; tests do not change it."""
+    options = {"linear_readout": True, "local_readout_bp": 50_000}
+    model = tune(pretrained, "expression", simulated.copy(), model_kwargs=options)
+    local, rng = model.module.local, np.random.default_rng(0)
+    local.start(rng.normal(size=local.mean.numel()), rng.random(local.mean.numel()), is_used=True)
+    return model
+
+
 @pytest.fixture
 def own(pretrained):
     """The pretrained model, to be changed."""
@@ -131,7 +141,7 @@ def with_row():
 def build_module():
     """Build a module of any sizes, by default 6 peaks on two chromosomes and 4 genes."""
 
-    def build(*, n_peaks=6, n_genes=4, n_chrom=2, n_batch=1, n_classes=0, size="test", seed=0, **choices):
+    def build(*, n_peaks=6, n_genes=4, n_chrom=2, n_batch=1, n_classes=0, size="test", seed=0, links=None, **choices):
         config = EpiFoundationConfig.chosen({"dropout_rate": 0.0} | choices, size=size)
         vocabulary = Vocabulary(
             n_peaks,
@@ -141,6 +151,7 @@ def build_module():
             torch.linspace(-1.0, 1.0, n_genes),
             n_batch,
             n_classes,
+            links,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

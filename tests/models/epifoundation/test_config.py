@@ -7,14 +7,14 @@ import pytest
 from epivi._errors import ConfigError
 from epivi.models.epifoundation.config import SIZES, EpiFoundationConfig
 
-# d, N, h, f, q, max_peaks, max_genes, dropout, start of the peaks, linear readout
+# d, N, h, f, q, max_peaks, max_genes, dropout, start of the peaks, linear readout, local readout
 GOLDEN = {
-    "paper": (512, 6, 8, 1024, 128, 12_000, 8_000, 0.15, "random", False),
-    "tutorial": (128, 3, 4, 256, 64, 1_024, 512, 0.0, "lsi", True),
-    "test": (32, 2, 4, 64, 32, 64, 32, 0.0, "random", False),
+    "paper": (512, 6, 8, 1024, 128, 12_000, 8_000, 0.15, "random", False, 0),
+    "tutorial": (128, 3, 4, 256, 64, 1_024, 512, 0.0, "lsi", True, 50_000),
+    "test": (32, 2, 4, 64, 32, 64, 32, 0.0, "random", False, 0),
 }
 NAMES = ("width", "n_layers", "n_heads", "n_hidden", "n_gate", "max_peaks", "max_genes", "dropout_rate")
-NAMES += ("peak_init", "linear_readout")
+NAMES += ("peak_init", "linear_readout", "local_readout_bp")
 
 
 @pytest.mark.parametrize("size", GOLDEN)
@@ -54,11 +54,18 @@ def test_choices_replace_those_of_the_size_and_none_leaves_them():
         ({"count_levels": "yes"}, "count_levels"),
         ({"checkpoint": 2}, "checkpoint"),
         ({"linear_readout": "yes"}, "linear_readout"),
+        ({"local_readout_bp": -1}, "local_readout_bp=-1"),
+        ({"local_readout_bp": 1e4}, "local_readout_bp=10000.0"),
+        ({"local_readout_bp": True}, "local_readout_bp=True"),
+        ({"peak_identity": False, "positions": "genome", "local_readout_bp": 9}, "local_readout_bp=9 are about single"),
         ({"expression_target": "levels"}, "'level'"),
         ({"n_levels": 1}, "n_levels=1"),
         ({"peak_identity": False}, "take positions='genome'"),
-        ({"peak_identity": False, "positions": "genome", "masked_peak_weight": 1.0}, "masked_peak_weight=1 and"),
-        ({"peak_identity": False, "positions": "genome", "peak_init": "lsi"}, "peak_init='lsi' are about"),
+        ({"peak_identity": False, "positions": "genome", "masked_peak_weight": 1.0}, "masked_peak_weight=1, "),
+        (
+            {"peak_identity": False, "positions": "genome", "peak_init": "lsi"},
+            "peak_init='lsi' and local_readout_bp=0 are about",
+        ),
         ({"n_layer": 2}, "no choice 'n_layer'. Did you mean 'n_layers'"),
     ],
 )
@@ -70,6 +77,7 @@ def test_choices_that_are_not_valid_are_refused(choice, match):
 def test_without_identity_there_are_no_rows_to_start():
     config = EpiFoundationConfig.chosen({"peak_identity": False, "positions": "genome"}, size="tutorial")
     assert config.peak_init == "random"
+    assert config.local_readout_bp == 0
 
 
 def test_unknown_sizes_are_refused_with_the_nearest():

@@ -218,6 +218,7 @@ def test_nothing_is_hidden_where_cells_are_read_or_the_task_is_another(encode):
 
 def test_peaks_that_the_vocabulary_lacks_have_a_place_alone(encode):
     state = {
+        "column_names": np.arange(N_PEAKS).astype(str),
         "query_rows": np.where(np.arange(N_PEAKS) % 2, -1, np.arange(N_PEAKS)),
         "query_chrom": COLUMNS.chrom,
         "query_position": COLUMNS.position,
@@ -230,5 +231,8 @@ def test_peaks_that_the_vocabulary_lacks_have_a_place_alone(encode):
     assert batch[keys.BATCH_TOKEN_POSITION][0, :2].tolist() == [0, 700]
     assert batch[keys.BATCH_LENGTH].tolist() == [2, N_PEAKS + 1]
     assert batch[keys.BATCH_TOKENS][1, 1:].tolist() == [0 if i % 2 else i + 2 for i in range(N_PEAKS)]
+    assert batch[keys.BATCH_ABSENT_PEAKS].tolist() == [*range(1, N_PEAKS, 2)]
+    whole = PeakColumns.of(state | {"query_rows": np.arange(N_PEAKS)})
+    assert keys.BATCH_ABSENT_PEAKS not in encode([1, 2], targets=False, columns=whole, positions="genome")
     own = PeakColumns.of({"column_names": np.arange(3), "chrom_codes": [0, 0, 1], "positions": [5, 6, 7]})
     assert own.token.tolist() == [2, 3, 4]

@@ -195,6 +195,14 @@ def test_genes_have_places_where_the_data_tell_them():
     assert state[POSITIONS].tolist() == [5, 25, 5]
     bare = GenesField("rna", None).register_field(multiome_of(np.ones((2, 3))))
     assert bare["chrom"].size == bare[POSITIONS].size == 0
+    assert (state["start"].tolist(), state["end"].tolist()) == ([0, 10, 5], [10, 40, 6])
+    assert "start" not in bare
+    alone = GenesField("rna", None).register_field(multiome_of(np.ones((2, 3)), var={"chrom": var["chrom"]}))
+    assert alone["chrom"].tolist() == var["chrom"]
+    assert alone[POSITIONS].size == 0
+    gaps = var | {"start": [0, np.nan, 5], "end": [10, 40, None]}
+    some = GenesField("rna", None).register_field(multiome_of(np.ones((2, 3)), var=gaps))
+    assert [some[key].tolist() for key in ("start", "end", POSITIONS)] == [[0, -1, -1], [10, -1, -1], [5, -1, -1]]
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,20 @@ def test_a_query_with_a_new_batch_has_all_weights_and_a_row_for_it(pretrained, s
     np.testing.assert_array_equal(pretrained.get_latent_representation(), latent)
 
 
+def test_an_adversary_keeps_what_it_knows_of_known_batches(simulated, make, learn):
+    base = learn(make(simulated.copy(), batch_adversary=1.0))
+    query = simulated.copy()
+    query.obs["batch"] = pd.Categorical(["batch_1"] * 30 + ["new"] * 30)
+    model = epivi.EpiFoundation.load_query_data(query, base)
+    before, weights = weights_of(base), weights_of(model)
+    for name in ("adversary.network.2.weight", "adversary.network.2.bias"):
+        assert torch.equal(weights[name][:2], before[name])
+        assert len(weights[name]) == 3
+        assert not weights[name][2].any()
+    assert (model.transfer_report_["fate"] != "dropped").all()
+    learn(model)
+
+
 def test_a_model_of_one_batch_predicts_for_new_ones_as_before(simulated, make, learn):
     data = simulated.copy()
     data.obs["batch"] = "only"

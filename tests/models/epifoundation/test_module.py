@@ -9,6 +9,7 @@ from scvi import REGISTRY_KEYS
 from torch.nn.functional import cross_entropy, linear
 
 from epivi import _keys as keys
+from epivi.models.epifoundation.heads.local import Links
 
 TOKENS = torch.tensor([[1, 2, 5, 7, 4], [1, 3, 6, 0, 0], [1, 2, 0, 0, 0]])
 LENGTH = torch.tensor([5, 3, 2])
@@ -338,3 +339,32 @@ def test_only_dropout_is_random(build_module):
         module.train()
         assert not torch.equal(module.inference(**inputs)["z"], module.inference(**inputs)["z"])
     assert not any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
+def test_the_local_readout_asks_for_the_open_peaks(build_module):
+    links = Links(np.array([0, 3]), np.array([1, 2]))
+    module = build_module(task="expression", links=links)
+    z = torch.zeros(2, 32)
+    with pytest.raises(RuntimeError, match="The local readout needs the open peaks of the cells"):
+        module.generative(z)
+    module.local.start(np.array([1.0, -2.0]), np.zeros(2), is_used=True)
+    module.gene_sd.fill_(3.0)
+    tokens = torch.tensor([[1, 2, 5], [1, 3, 0]])
+    difference = module.generative(z, tokens=tokens)["genes"] - module.generative(z, tokens=tokens[:, :1])["genes"]
+    torch.testing.assert_close(difference[:, :, 0], torch.tensor([[0.0, 3.0, -6.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    genes = torch.tensor([[2, 1, -1], [2, 0, 1]])
+    some, whole = (module.generative(z, index, tokens=tokens)["genes"] for index in (genes, None))
+    torch.testing.assert_close(some[0, :2, 0], whole[0, [2, 1], 0])
+    torch.testing.assert_close(some[1, :, 0], whole[1, [2, 0, 1], 0])
+
+
+def test_hidden_peaks_start_at_the_loss_of_chance(build_module):
+    module = build_module(masked_peak_weight=1.0, n_genes=0)
+    hidden = torch.tensor([[2, 4, 3, -1], [5, -1, 6, 7], [2, 3, 4, 5]])
+    is_open = torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 1]])
+    more = {keys.BATCH_HIDDEN_PEAKS: hidden, keys.BATCH_HIDDEN_IS_OPEN: is_open}
+    losses = module(batch_of(**more))[2]
+    assert float(losses.loss.detach()) == pytest.approx(math.log(2), abs=1e-6)
+    losses.loss.backward()
+    # and moves from there
+    assert module.peak_readout.weight.grad.abs().max() > 0

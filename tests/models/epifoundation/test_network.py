@@ -156,6 +156,16 @@ def test_chromosomes_have_a_row_each_with_one_for_no_place_and_one_for_other_con
     torch.testing.assert_close(places(torch.tensor([-1, 1, 2, 0]), None), rows)
 
 
+def test_what_has_a_chromosome_and_no_position_is_told_by_the_chromosome_alone():
+    encoder = encoder_of(positions="genome")
+    code, position = torch.tensor([1, 2, 1, 0]), torch.tensor([-1, -1, 0, -1])
+    found = encoder.places(code, position)
+    alone = encoder.places(code, None)
+    torch.testing.assert_close(found[[0, 1, 3]], alone[[0, 1, 3]], rtol=0, atol=0)
+    # bin 0 is a place of its own
+    assert (found[2] - alone[2]).abs().max() > 1e-3
+
+
 def test_without_positions_nothing_is_added():
     places = Places(EpiFoundationConfig.chosen({"positions": "none"}, size="test"), ())
     assert places(torch.tensor([-1, 0]), None) == 0.0

@@ -173,3 +173,9 @@ def test_small_batches_are_read_more_often_for_batch_correction(mdata, make):
     np.testing.assert_array_equal(rows, model._balanced(np.arange(60), 0))
     plain = make(mdata, task="annotation")
     np.testing.assert_array_equal(plain._balanced(np.arange(60), 0), np.arange(60))
+
+
+def test_the_history_tells_of_no_terms_that_the_loss_does_not_have(pretrained):
+    names = set(pretrained.history)
+    assert {"train_loss", "validation_loss", "gene_loss_train", "balanced_accuracy_validation"} <= names
+    assert not [name for name in names if name.startswith(("elbo", "kl_"))]

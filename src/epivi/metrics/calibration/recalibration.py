@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _MIN_VALUES = 20
 # PIT values that should lie beyond the outermost inner knot
 _MIN_TAIL = 5
+_DECIMALS = 9
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +220,8 @@ class Recalibration:
 
 def _strict(knot: NDArray[np.float64], share: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return knots without ties: equal values keep the mean of their shares, but 0 and 1 stay where they are."""
-    values, inverse, repeats = np.unique(knot, return_inverse=True, return_counts=True)
+    # quantiles between equal values differ by rounding, and a step so steep could not be inverted
+    values, inverse, repeats = np.unique(np.round(knot, _DECIMALS), return_inverse=True, return_counts=True)
     means = np.bincount(inverse, weights=share) / repeats
     means[0], means[-1] = 0.0, 1.0
     return values, means

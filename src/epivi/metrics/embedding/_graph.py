@@ -18,6 +18,7 @@ WEIGHTINGS = ("connectivities", "jaccard")
 RESOLUTION_RANGE = (1e-3, 10.0)
 MAX_STEPS = 30
 _JACCARD_CUT = 1 / 15
+_ORDER = "order"  # attribute of a graph: the cell of each vertex
 
 
 class Partition(NamedTuple):
@@ -107,6 +108,18 @@ def cell_graph(z_nd: NDArray[np.float64], n_neighbors: int, *, weighting: str, s
     return graph
 
 
+def ordered_graph(z_nd: NDArray[np.float64], n_neighbors: int, *, weighting: str, seed: int) -> Any:
+    """Return the graph of `cell_graph` on the cells sorted by their coordinates; `leiden` puts them back.
+
+    Leiden visits the vertices in an order that follows their numbers: without this its clusters, and the scores of
+    them, would depend on the order in which the cells came.
+    """
+    order = np.lexsort(z_nd.T[::-1])
+    graph = cell_graph(z_nd[order], n_neighbors, weighting=weighting, seed=seed)
+    graph[_ORDER] = order
+    return graph
+
+
 def _connectivities(indices: NDArray[np.intp], distances: NDArray[np.float64], seed: int) -> Any:
     """Return scanpy's (UMAP's) connectivities of given neighbours, a symmetric sparse matrix."""
     import scanpy
@@ -149,6 +162,8 @@ def leiden(graph: Any, resolution: float, *, n_starts: int, seed: int) -> Partit
         if best is None or found.quality() > best.quality():
             best = found
     clusters = np.asarray(best.membership, dtype=np.intp)
+    if _ORDER in graph.attributes():
+        clusters[graph[_ORDER]] = clusters.copy()
     return Partition(clusters, resolution, best.quality(), graph.modularity(best.membership, weights="weight"))
 
 

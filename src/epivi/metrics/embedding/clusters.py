@@ -9,7 +9,7 @@ import numpy as np
 
 from epivi._errors import ConfigError
 from epivi.metrics._inputs import as_embedding, as_labels, package_version
-from epivi.metrics.embedding._graph import bisect, cell_graph, leiden
+from epivi.metrics.embedding._graph import bisect, leiden, ordered_graph
 from epivi.metrics.embedding.leiden import (
     LeidenPartition,
     check_count,
@@ -159,7 +159,7 @@ def cluster_agreement(
     target = check_count(len(labelling.names) if n_clusters is None else n_clusters, z_nd.shape[0])
     check_count(n_starts, None, name="n_starts")
     wanted = [] if resolutions is None else check_resolutions(resolutions)
-    graph = cell_graph(z_nd, n_neighbors, weighting=weighting, seed=seed)
+    graph = ordered_graph(z_nd, n_neighbors, weighting=weighting, seed=seed)
     fixed = bisect(graph, target, n_starts=n_starts, seed=seed)
     swept = [leiden(graph, resolution, n_starts=n_starts, seed=seed) for resolution in wanted]
     rows = score_rows(z_nd, [fixed, *swept], labelling, n_neighbors, seed)

@@ -9,7 +9,7 @@ import numpy as np
 
 from epivi._errors import ConfigError
 from epivi.metrics._inputs import Labels, as_embedding, as_labels
-from epivi.metrics.embedding._graph import Partition, bisect, cell_graph, leiden
+from epivi.metrics.embedding._graph import Partition, bisect, leiden, ordered_graph
 from epivi.metrics.embedding.scores import agreement, silhouette_pair
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def leiden_fixed_k(
         n_clusters = len(as_labels(labels, z_nd.shape[0]).names)
     target = check_count(n_clusters, z_nd.shape[0])
     check_count(n_starts, None, name="n_starts")
-    graph = cell_graph(z_nd, n_neighbors, weighting=weighting, seed=seed)
+    graph = ordered_graph(z_nd, n_neighbors, weighting=weighting, seed=seed)
     found = bisect(graph, target, n_starts=n_starts, seed=seed)
     return describe(found, target, z_nd.shape[0], n_neighbors, weighting, n_starts, seed)
 
@@ -159,7 +159,7 @@ def leiden_sweep(
     check_count(n_starts, None, name="n_starts")
     rows: list[dict[str, Any]] = []
     for k in [n_neighbors] if isinstance(n_neighbors, (int, np.integer)) else list(n_neighbors):
-        graph = cell_graph(z_nd, int(k), weighting=weighting, seed=seed)
+        graph = ordered_graph(z_nd, int(k), weighting=weighting, seed=seed)
         found = [leiden(graph, resolution, n_starts=n_starts, seed=seed) for resolution in wanted]
         rows += score_rows(z_nd, found, labelling, int(k), seed)
     return pd.DataFrame(rows)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from epivi.metrics._inputs import Labels, as_embedding, as_labels, draw
+from epivi.metrics.embedding.silhouettes import silhouette_values, summed_distances
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 logger = logging.getLogger(__name__)
-
-_CHUNK = 1024
 
 
 def cluster_scores(
@@ -109,28 +108,8 @@ def silhouettes(z_nd: NDArray[np.float64], labelings: Sequence[NDArray[np.intp]]
         onehot_nk = np.zeros((n, offsets[-1]))
         for i, offset in zip(usable, offsets, strict=False):
             onehot_nk[np.arange(n), offset + codes[i]] = 1.0
-        centred_nd = z_nd - z_nd.mean(axis=0)  # keeps the subtraction below from cancelling
-        square_n = np.einsum("nd,nd->n", centred_nd, centred_nd)
-        for start in range(0, n, _CHUNK):
-            rows = np.arange(start, min(start + _CHUNK, n))
-            distance_bn = square_n[rows, None] + square_n - 2 * centred_nd[rows] @ centred_nd.T
-            np.sqrt(np.maximum(distance_bn, 0, out=distance_bn), out=distance_bn)
-            distance_bn[np.arange(len(rows)), rows] = 0.0
-            sums_bk = distance_bn @ onehot_nk
+        for rows, sums_bk in summed_distances(z_nd, onehot_nk):
             for i, offset in zip(usable, offsets, strict=False):
                 part = sums_bk[:, offset : offset + len(sizes[i])]
-                totals[i] += _silhouette_sum(part, codes[i][rows], sizes[i])
+                totals[i] += silhouette_values(part, codes[i][rows], sizes[i]).sum()
     return [float(totals[i] / n) if i in usable else float("nan") for i in range(len(labelings))]
-
-
-def _silhouette_sum(sums_bk: NDArray[np.float64], own_b: NDArray[np.intp], size_k: NDArray[np.intp]) -> float:
-    """Return the sum of the silhouettes of a chunk of cells from their summed distances to each cluster."""
-    row = np.arange(len(own_b))
-    own_size_b = size_k[own_b]
-    inner_b = sums_bk[row, own_b] / np.maximum(own_size_b - 1, 1)
-    mean_bk = sums_bk / size_k
-    mean_bk[row, own_b] = np.inf
-    outer_b = mean_bk.min(axis=1)
-    scale_b = np.maximum(inner_b, outer_b)
-    defined = (own_size_b > 1) & (scale_b > 0)
-    return float(((outer_b - inner_b)[defined] / scale_b[defined]).sum())

@@ -62,6 +62,8 @@ class CandiModule(EpiModule):
         How covariates are standardised.
     """
 
+    has_elbo = False
+
     covariate_mean: Tensor
     covariate_sd: Tensor
     recalibration_knots: Tensor

@@ -34,6 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "dropout_rate": 0.0,
         "peak_init": "random",
         "linear_readout": False,
+        "local_readout_bp": 0,
     },
     "tutorial": {
         "width": 128,
@@ -46,6 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "dropout_rate": 0.0,
         "peak_init": "lsi",
         "linear_readout": True,
+        "local_readout_bp": 50_000,
     },
     "paper": {
         "width": 512,
@@ -58,6 +60,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "dropout_rate": 0.15,
         "peak_init": "random",
         "linear_readout": False,
+        "local_readout_bp": 0,
     },
 }
 
@@ -100,6 +103,9 @@ class EpiFoundationConfig(SizedConfig):
     linear_readout
         Whether expression is also read off the cell vector by a linear map, which starts at a least-squares fit
         (beyond the paper). The gated decoder starts at zero and learns what is left.
+    local_readout_bp
+        Window in bp around each gene, of whose open peaks the task "expression" reads the gene directly, beside the
+        cell vector, by a linear map that starts at a least-squares fit (beyond the paper); 0 has none.
     checkpoint
         Whether activations are computed again in the backward pass, which saves memory.
 
@@ -135,6 +141,7 @@ class EpiFoundationConfig(SizedConfig):
     expression_target: str = "lognorm"
     n_levels: int = 10
     linear_readout: bool = True
+    local_readout_bp: int = 50_000
     checkpoint: bool = False
 
     MODEL: ClassVar[str] = "EpiFoundation"
@@ -149,8 +156,10 @@ class EpiFoundationConfig(SizedConfig):
         >>> EpiFoundationConfig.chosen({"n_layers": 1, "n_heads": None}, size="test").n_heads
         4
         """
-        if arguments.get("peak_identity") is False and arguments.get("peak_init") is None:
-            arguments = {**arguments, "peak_init": "random"}  # there are no rows to start
+        if arguments.get("peak_identity") is False:
+            # there are no rows to start, and no weights of single peaks
+            without = {"peak_init": "random", "local_readout_bp": 0}
+            arguments = {**arguments, **{k: v for k, v in without.items() if arguments.get(k) is None}}
         return super().chosen(arguments, size=size)
 
     def __post_init__(self) -> None:
@@ -158,6 +167,7 @@ class EpiFoundationConfig(SizedConfig):
         for name in ("width", "n_layers", "n_heads", "n_hidden", "n_gate", "max_peaks"):
             _validate.check_number(getattr(self, name), name, low=1, integer=True)
         _validate.check_number(self.max_genes, "max_genes", low=2, integer=True)
+        _validate.check_number(self.local_readout_bp, "local_readout_bp", low=0, integer=True)
         _validate.check_number(self.n_levels, "n_levels", low=2, integer=True)
         if self.peak_dim is not None:
             _validate.check_number(self.peak_dim, "peak_dim", low=1, integer=True)
@@ -176,10 +186,11 @@ class EpiFoundationConfig(SizedConfig):
         if not self.peak_identity and self.positions != "genome":
             message = "peak_identity=False leaves peaks without a meaning: take positions='genome' with it."
             raise ConfigError(message)
-        if not self.peak_identity and (self.masked_peak_weight or self.peak_init != "random"):
+        if not self.peak_identity and (self.masked_peak_weight or self.peak_init != "random" or self.local_readout_bp):
             message = (
-                f"masked_peak_weight={self.masked_peak_weight:g} and peak_init='{self.peak_init}' are about vectors "
-                "of single peaks, which peak_identity=False leaves out: take 0 and 'random' with it."
+                f"masked_peak_weight={self.masked_peak_weight:g}, peak_init='{self.peak_init}' and "
+                f"local_readout_bp={self.local_readout_bp} are about single peaks, which peak_identity=False does not "
+                "tell apart: take 0, 'random' and 0 with it."
             )
             raise ConfigError(message)
 

@@ -42,11 +42,14 @@ class PeakColumns(NamedTuple):
         Code of the chromosome, -1 unknown.
     position
         Midpoint in bp.
+    absent
+        Peaks of the vocabulary that no column stands for; ``None`` if there are none.
     """
 
     token: np.ndarray
     chrom: np.ndarray
     position: np.ndarray
+    absent: np.ndarray | None = None
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> PeakColumns:
@@ -54,7 +57,9 @@ class PeakColumns(NamedTuple):
         if "query_rows" in state:
             rows = np.asarray(state["query_rows"])
             token = np.where(rows >= 0, rows + N_SPECIAL, 0)
-            return cls(token, np.asarray(state["query_chrom"]), np.asarray(state["query_position"]))
+            absent = np.setdiff1d(np.arange(len(state["column_names"])), rows)
+            chrom, position = (np.asarray(state[key]) for key in ("query_chrom", "query_position"))
+            return cls(token, chrom, position, absent if absent.size else None)
         n = len(state["column_names"])
         return cls(np.arange(n) + N_SPECIAL, np.asarray(state[CHROM_CODES]), np.asarray(state[POSITIONS]))
 
@@ -128,6 +133,8 @@ class CellEncoding:
         kept_o = keep_limited(indptr, indices, keys_b, self.config.max_peaks, seed=self.seed, draw=draw)
         indptr, indices, values = take(indptr, kept_o, indices, values)
         encoded |= self._tokens(indptr, indices, values)
+        if self.columns.absent is not None:
+            encoded[keys.BATCH_ABSENT_PEAKS] = self.columns.absent
         if self.targets is not None:
             encoded |= self._gene_targets(batch, keys_b, draw)
             if self.config.task in LABEL_TASKS:

@@ -55,6 +55,28 @@ def places(regions: pd.DataFrame | None, n: int, chromosomes: Mapping[str, int])
     return codes, middle.astype(np.int64)
 
 
+def gene_places(var: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Return chromosomes, bodies and midpoints of genes as far as a table tells them; -1 for a body that it lacks.
+
+    Examples
+    --------
+    >>> table = gene_places(pd.DataFrame({"chrom": ["chr1", "chr1"], "start": [10, None], "end": [30, 40]}))
+    >>> table["start"].tolist(), table["positions"].tolist()
+    ([10, -1], [20, -1])
+    """
+    if VAR_CHROM not in var:
+        return {VAR_CHROM: np.array([], dtype=np.str_), POSITIONS: np.array([], dtype=np.int64)}
+    found = {VAR_CHROM: var[VAR_CHROM].astype(str).to_numpy().astype(np.str_), POSITIONS: np.array([], dtype=np.int64)}
+    if {VAR_START, VAR_END} <= set(var.columns):
+        start, end = (
+            pd.to_numeric(var[key]).to_numpy(dtype=np.float64, na_value=np.nan) for key in (VAR_START, VAR_END)
+        )
+        told = np.isfinite(start) & np.isfinite(end)
+        start, end = (np.where(told, value, -1).astype(np.int64) for value in (start, end))
+        found |= {VAR_START: start, VAR_END: end, POSITIONS: np.where(told, (start + end) // 2, -1)}
+    return found
+
+
 class PeakTokensField(PeaksField):
     """Peaks with their places; matched to a trained vocabulary by name.
 
@@ -273,10 +295,6 @@ class GenesField(BaseAnnDataField):
                 f"mdata['{self.modality}'].var_names holds genes twice: {twice}. epivi.pp.collapse_genes sums them."
             )
             raise DataError(message)
-        chrom = holder.var[VAR_CHROM].astype(str).to_numpy() if VAR_CHROM in holder.var else np.array([], dtype=np.str_)
-        middle = np.array([], dtype=np.int64)
-        if {VAR_CHROM, VAR_START, VAR_END} <= set(holder.var.columns):
-            middle = (holder.var[VAR_START].to_numpy() + holder.var[VAR_END].to_numpy()).astype(np.int64) // 2
         matrix = sparse.csr_matrix(self._matrix(adata), copy=True)
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
@@ -285,11 +303,9 @@ class GenesField(BaseAnnDataField):
         return {
             NAMES: np.asarray(holder.var_names, dtype=np.str_),
             "kind": self.kind,
-            VAR_CHROM: chrom.astype(np.str_),
-            POSITIONS: middle,
             FREQUENCY: frequency,
             INDEXER: None,
-        }
+        } | gene_places(holder.var)
 
     def transfer_field(self, state_registry: dict, adata_target: Any, **kwargs: Any) -> dict:  # noqa: ARG002
         """Match the genes of other data to those of training, by name; data without expression are taken."""

@@ -34,6 +34,7 @@ FREEZES = ("nothing", "peaks", "encoder")
 GENE_ROWS = "genes.genes.table.weight"
 BATCH_ROWS = "batches.table.weight"
 DECODER_INPUTS = "decoder.hidden.weight"
+ADVERSARY_OUT = ("adversary.network.2.weight", "adversary.network.2.bias")
 
 
 class FinetuneMixin(LatentMixin):
@@ -76,7 +77,8 @@ class FinetuneMixin(LatentMixin):
         seed
             Seed of the new heads and of the training; that of this model by default.
         train_kwargs
-            Arguments of :meth:`train`; ``train=False`` returns the new model untrained.
+            Arguments of :meth:`train`; ``train=False`` returns the new model untrained. With few labels, see there,
+            all cells train and none validate.
 
         Returns
         -------
@@ -137,7 +139,8 @@ class FinetuneMixin(LatentMixin):
     ) -> Self:
         """Return a model of the same task on other data, with all weights; call ``train`` to go on with them.
 
-        New batches get rows of their own in the table of batches, which start at the mean of the known ones.
+        New batches get rows of their own in the table of batches, which start at the mean of the known ones, and in the
+        last layer of the adversary, which start at zero.
 
         Parameters
         ----------
@@ -207,6 +210,8 @@ class FinetuneMixin(LatentMixin):
             return _by_name(own, value, self._names(), source._names(), n_special=1)
         if name == BATCH_ROWS and own.shape[0] > value.shape[0]:
             return torch.cat([value, value.mean(0).expand(own.shape[0] - value.shape[0], -1)])
+        if name in ADVERSARY_OUT and own.shape[0] > value.shape[0]:
+            return torch.cat([value, value.new_zeros(own.shape[0] - value.shape[0], *value.shape[1:])])
         if name == DECODER_INPUTS and own.shape[1] > value.shape[1]:
             # a model of one batch has no vector of it: what is told of the batch starts without effect
             cell, gene = value.tensor_split([self.config.width], dim=1)

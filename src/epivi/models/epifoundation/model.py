@@ -10,7 +10,7 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from epivi._errors import ConfigError, DataError
-from epivi._keys import BATCH_RNA
+from epivi._keys import BATCH_RNA, VAR_CHROM
 from epivi.data.buckets import TokenBudgetSampler, fixed_batches
 from epivi.data.splits import split_cells, split_groups
 from epivi.data.tokens import TokenDataset
@@ -26,7 +26,9 @@ from epivi.models.epifoundation.config import (
 from epivi.models.epifoundation.encoding import CellEncoding, PeakColumns, Targets
 from epivi.models.epifoundation.fields import CHROM_LENGTHS, CHROM_NAMES, FREQUENCY, NAMES, POSITIONS
 from epivi.models.epifoundation.finetune import FinetuneMixin
+from epivi.models.epifoundation.heads.local import Links, registered_links
 from epivi.models.epifoundation.module import EpiFoundationModule, Vocabulary
+from epivi.models.epifoundation.outputs.cells import CellsMixin
 from epivi.models.epifoundation.outputs.embeddings import EmbeddingsMixin
 from epivi.models.epifoundation.outputs.labels import LabelsMixin
 from epivi.models.epifoundation.setup import SetupMixin
@@ -44,7 +46,7 @@ TOKEN_BUDGET = 48_000
 MOST_REPEATS = 10
 
 
-class EpiFoundation(SetupMixin, StartMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin):
+class EpiFoundation(SetupMixin, StartMixin, FinetuneMixin, LabelsMixin, EmbeddingsMixin, CellsMixin):
     r"""A cell as the set of its open peaks, pretrained against the expression of the same cells (Wu et al., 2025).
 
     A transformer reads the open peaks of a cell, without order or values, each as the sum of the vectors of the peak
@@ -89,6 +91,10 @@ class EpiFoundation(SetupMixin, StartMixin, FinetuneMixin, LabelsMixin, Embeddin
     linear_readout
         Whether a linear map of the cell vector that starts at a ridge regression of reduced rank is added to the gated
         decoder of genes; by default in the size "tutorial".
+    local_readout_bp
+        For the task ``"expression"``: each gene is also read directly off the open peaks whose midpoints lie in its
+        body or at most so many bp from it, by a linear map that starts at a ridge regression. By default 50,000 in the
+        size "tutorial" where peaks and genes have positions, else 0, which has none. Beyond the paper.
     checkpoint
         Whether activations are computed again in the backward pass: less memory, more time.
     seed
@@ -145,6 +151,7 @@ class EpiFoundation(SetupMixin, StartMixin, FinetuneMixin, LabelsMixin, Embeddin
         expression_target: str = "lognorm",
         n_levels: int = 10,
         linear_readout: bool | None = None,
+        local_readout_bp: int | None = None,
         checkpoint: bool = False,
         seed: int | None = None,
     ) -> None:
@@ -213,6 +220,7 @@ class EpiFoundation(SetupMixin, StartMixin, FinetuneMixin, LabelsMixin, Embeddin
     def _build_module(self) -> EpiFoundationModule:
         peaks, genes = self._field_state(REGISTRY_KEYS.X_KEY), self._field_state(BATCH_RNA)
         n_genes = self.gene_names.size
+        links = self._links() if self.config.task == EXPRESSION and self.config.local_readout_bp else None
         code = {name: number + 1 for number, name in enumerate(self.chromosomes)}
         chrom = [code.get(str(name), 0) for name in genes.get("chrom", [])] or [0] * n_genes
         position = genes.get(POSITIONS, [])
@@ -221,10 +229,11 @@ class EpiFoundation(SetupMixin, StartMixin, FinetuneMixin, LabelsMixin, Embeddin
             len(self.feature_names),
             tuple(int(n) for n in peaks[CHROM_LENGTHS]),
             torch.tensor(chrom, dtype=torch.long),
-            torch.as_tensor(np.asarray(position if len(position) else [0] * n_genes, dtype=np.int64)),
+            torch.as_tensor(np.asarray(position if len(position) else [-1] * n_genes, dtype=np.int64)),
             torch.logit(frequency),
             self.summary_stats.n_batch,
             len(self.classes),
+            links,
         )
         module = EpiFoundationModule(self.config, vocabulary)
         if self.config.peak_init == "lsi" and self.adata is not None:
@@ -234,6 +243,31 @@ class EpiFoundation(SetupMixin, StartMixin, FinetuneMixin, LabelsMixin, Embeddin
         if predicts_genes and self.adata is not None and BATCH_RNA in self.adata_manager.data_registry:
             self._start_from_means(module)
         return module
+
+    def _links(self) -> Links | None:
+        """Return the peaks near each gene; ``None`` without positions, if they were not asked for by the user."""
+        peaks, genes, window_bp = (
+            self._field_state(REGISTRY_KEYS.X_KEY),
+            self._field_state(BATCH_RNA),
+            self.config.local_readout_bp,
+        )
+        links = registered_links(peaks, genes, window_bp)
+        if links is not None and links.peak_l.size:
+            return links
+        if self.init_arguments["local_readout_bp"]:
+            message = f"local_readout_bp={window_bp} needs to know which peaks lie near a gene: "
+            if links is None:
+                message += (
+                    "give the genes columns chrom, start and end in rna.var, and the peaks the same or their names."
+                )
+            else:
+                found = [str(name) for name in np.unique(genes[VAR_CHROM])[:3]]
+                message += (
+                    f"none does (chromosomes of the genes {found}, of the peaks {self.chromosomes[:3]}). Are they "
+                    "written alike, and of one genome?"
+                )
+            raise ConfigError(message)
+        return None
 
     def _encoding(self, adata: AnnData | MuData, *, targets: bool) -> CellEncoding:
         """Return what turns registered rows of data into tokens."""
@@ -277,26 +311,25 @@ class EpiFoundation(SetupMixin, StartMixin, FinetuneMixin, LabelsMixin, Embeddin
         ------
         ConfigError, DataError, TrainingError, CheckpointError
             As there.
+
+        Notes
+        -----
+        Where fewer than 20 of the validation cells would have a label, a model for labels trains on all cells, without
+        early stopping, unless ``train_size``, ``validation_size`` or ``early_stopping`` are given.
         """
         self._split_key, self._token_budget = split_key, token_budget
+        if self.config.task in LABEL_TASKS and self.adata is not None:
+            kwargs = self._without_few_labels(kwargs)
         super().train(max_epochs, **kwargs)
         if self.config.task in LABEL_TASKS:
             self._calibrate()
 
     def training_data(self, config: TrainingConfig, world_size: int) -> TrainingData:
         """Return cells as tokens, split at random or by group, in minibatches of similar length."""
-        shares = (config.train_size, config.validation_size, config.seed)
-        if self._split_key is None:
-            splits = split_cells(self.adata.n_obs, *shares)
-        else:
-            if self._split_key not in self.adata.obs:
-                message = f"split_key='{self._split_key}' is no column of obs."
-                raise DataError(message)
-            splits = split_groups(self.adata.obs[self._split_key].astype(str).to_numpy(), *shares)
+        splits = self._splits(config)
         if not self.is_trained_:
             self._standardise(splits["train"])
-            if self.module.readout is not None:
-                self._start_from_ridge(splits)
+            self._start_readouts(splits)
         lengths = self._lengths(self.adata)
         rows = self._balanced(splits["train"], config.seed)
         dataset = TokenDataset(self.adata_manager.create_torch_dataset(), self._encoding(self.adata, targets=True))
@@ -310,6 +343,16 @@ class EpiFoundation(SetupMixin, StartMixin, FinetuneMixin, LabelsMixin, Embeddin
             else [],
             splits,
         )
+
+    def _splits(self, config: TrainingConfig) -> dict[str, np.ndarray]:
+        """Return the rows to train on, to validate on, and neither."""
+        shares = (config.train_size, config.validation_size, config.seed)
+        if self._split_key is None:
+            return split_cells(self.adata.n_obs, *shares)
+        if self._split_key not in self.adata.obs:
+            message = f"split_key='{self._split_key}' is no column of obs."
+            raise DataError(message)
+        return split_groups(self.adata.obs[self._split_key].astype(str).to_numpy(), *shares)
 
     def _balanced(self, rows: np.ndarray, seed: int) -> np.ndarray:
         """Return the training rows; for batch correction those of small batches several times."""

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from epivi import _keys as keys
 from epivi.models.base_module import EpiModule
 from epivi.models.epifoundation.config import EXPRESSION, LABEL_TASKS, PRETRAINING
+from epivi.models.epifoundation.heads.local import Links, LocalReadout
 from epivi.models.epifoundation.network import BatchAdversary, GatedDecoder, GeneTable, LabelDecoder, PeakEncoder
 from epivi.nn.tokens import TokenTable
 from epivi.objectives.peak_to_gene import (
@@ -45,11 +46,13 @@ class Vocabulary(NamedTuple):
     chrom_lengths_bp
         Length of each chromosome.
     gene_chrom, gene_position
-        Code (1 and above, 0 unknown) and position of each gene, shape (n,).
+        Code (1 and above, 0 unknown) and position (-1 unknown) of each gene, shape (n,).
     gene_log_odds
         Logit of the share of cells that express each gene, shape (n,).
     n_batch, n_classes
         Batches and classes.
+    links
+        Pairs of a gene and a peak near it, of which expression is read directly; ``None`` for none.
     """
 
     n_peaks: int
@@ -59,6 +62,7 @@ class Vocabulary(NamedTuple):
     gene_log_odds: Tensor
     n_batch: int
     n_classes: int
+    links: Links | None = None
 
 
 class EpiFoundationModule(EpiModule):
@@ -72,6 +76,7 @@ class EpiFoundationModule(EpiModule):
         Sizes and places.
     """
 
+    has_elbo = False
     cell_mean: Tensor
     cell_sd: Tensor
     gene_log_odds: Tensor
@@ -91,6 +96,7 @@ class EpiFoundationModule(EpiModule):
         self.peak_readout: nn.Linear | None = None
         self.adversary: BatchAdversary | None = None
         self.readout: nn.Linear | None = None
+        self.local: LocalReadout | None = None
         predicts_genes = config.task in (PRETRAINING, EXPRESSION) and self.n_genes > 0
         if predicts_genes:
             self.genes = GeneTable(width, vocabulary.gene_chrom, vocabulary.gene_position)
@@ -107,8 +113,11 @@ class EpiFoundationModule(EpiModule):
             self.register_buffer("gene_sd", torch.ones(self.n_genes))
             if config.linear_readout:
                 self.readout = nn.Linear(width, self.n_genes, bias=False)
-                # nothing is added to the least-squares fit before training
                 nn.init.zeros_(self.readout.weight)
+            if config.task == EXPRESSION and vocabulary.links is not None:
+                self.local = LocalReadout(vocabulary.links, vocabulary.n_peaks, self.n_genes)
+            if self.readout is not None or self.local is not None:
+                # nothing is added to the least-squares fit before training
                 nn.init.zeros_(self.decoder.out.weight)
                 nn.init.zeros_(self.decoder.out.bias)
         if config.task in LABEL_TASKS:
@@ -116,6 +125,9 @@ class EpiFoundationModule(EpiModule):
             self.register_buffer("temperature", torch.ones(()))
         if config.task == PRETRAINING and config.masked_peak_weight > 0:
             self.peak_readout = nn.Linear(width, width)
+            # all peaks are as likely at first: the loss starts at that of chance, ln 2
+            nn.init.zeros_(self.peak_readout.weight)
+            nn.init.zeros_(self.peak_readout.bias)
             self.peak_bias = nn.Embedding(vocabulary.n_peaks + 2, 1)
             nn.init.zeros_(self.peak_bias.weight)
         if config.batch_adversary > 0 and vocabulary.n_batch > 1:
@@ -164,14 +176,28 @@ class EpiFoundationModule(EpiModule):
         genes = tensors.get(keys.BATCH_GENES)
         if genes is not None and genes.shape[1] == self.n_genes and self.config.task == EXPRESSION:
             genes = None  # all genes of the vocabulary, in order
-        return {"z": inference_outputs["z"], "genes": genes, "batch": tensors.get(REGISTRY_KEYS.BATCH_KEY)}
+        return {
+            "z": inference_outputs["z"],
+            "genes": genes,
+            "batch": tensors.get(REGISTRY_KEYS.BATCH_KEY),
+            "tokens": tensors[keys.BATCH_TOKENS],
+            "absent": tensors.get(keys.BATCH_ABSENT_PEAKS),
+        }
 
     @auto_move_data
-    def generative(self, z: Tensor, genes: Tensor | None = None, batch: Tensor | None = None) -> dict[str, Any]:
+    def generative(
+        self,
+        z: Tensor,
+        genes: Tensor | None = None,
+        batch: Tensor | None = None,
+        tokens: Tensor | None = None,
+        absent: Tensor | None = None,
+    ) -> dict[str, Any]:
         """Return what the task predicts of each cell.
 
         ``"genes"`` of shape (b, g, outputs), for the genes asked for or all; ``"classes"``, logits of shape (b, k).
-        Without ``batch`` the mean of the vectors of all batches is read.
+        Without ``batch`` the mean of the vectors of all batches is read. The local readout needs ``tokens``, and is
+        told which peaks the data do not have by ``absent``.
         """
         outputs: dict[str, Any] = {}
         z = self.standardised(z)
@@ -182,6 +208,11 @@ class EpiFoundationModule(EpiModule):
             outputs["genes"] = self.decoder(self._with_batch(z, batch), table_nd, genes)
             if self.readout is not None:
                 outputs["genes"] = outputs["genes"] + self._linear(z, genes)
+            if self.local is not None:
+                if tokens is None:
+                    message = "The local readout needs the open peaks of the cells: pass tokens=..."
+                    raise RuntimeError(message)
+                outputs["genes"] = outputs["genes"] + _chosen(self.local(tokens, absent), genes)[:, :, None]
             if self.config.task == EXPRESSION:
                 mean_g, sd_g = (_of_genes(values_n, genes) for values_n in (self.gene_mean, self.gene_sd))
                 outputs["genes"] = mean_g[..., None] + sd_g[..., None] * outputs["genes"]
@@ -189,8 +220,7 @@ class EpiFoundationModule(EpiModule):
 
     def _linear(self, z_bd: Tensor, genes_bg: Tensor | None) -> Tensor:
         """Return what the linear readout adds to the outputs of the genes, shape (b, g, outputs)."""
-        linear_bn = self.readout(z_bd)  # type: ignore[misc]
-        linear_bg = linear_bn if genes_bg is None else linear_bn.gather(1, genes_bg.clamp_min(0))
+        linear_bg = _chosen(self.readout(z_bd), genes_bg)  # type: ignore[misc]
         if self.config.task == EXPRESSION:
             return linear_bg[:, :, None]
         # logits start at those of the gene's frequency
@@ -294,6 +324,11 @@ class EpiFoundationModule(EpiModule):
         terms["labels"] = masked_mean(cross_entropy(logits_bk, label_b, reduction="none"), mask_b)
         is_right_b = (logits_bk.argmax(1) == label_b).float()
         metrics["accuracy"] = masked_mean(is_right_b, mask_b).detach()
+
+
+def _chosen(values_bn: Tensor, genes_bg: Tensor | None) -> Tensor:
+    """Return the columns of the genes asked for in each cell, or all."""
+    return values_bn if genes_bg is None else values_bn.gather(1, genes_bg.clamp_min(0))
 
 
 def _of_genes(values_n: Tensor, genes_bg: Tensor | None) -> Tensor:

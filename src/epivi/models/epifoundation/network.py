@@ -55,15 +55,15 @@ class Places(nn.Module):
         code
             -1 for [CLS] and pads, 0 for unknown contigs, 1 and above for chromosomes.
         position
-            Position in bp, where bins of the genome are told.
+            Position in bp, where bins of the genome are told; below 0 where it is not known.
         """
         if self.chromosomes is None:
             return 0.0
         row = torch.where(code > 0, code, torch.where(code < 0, 0, self.chromosomes.table.num_embeddings - 1))
         vector = self.chromosomes(row)
         if self.bins is not None and position is not None:
-            is_token = (code >= 0).unsqueeze(-1)
-            vector = vector + self.bins((code - 1).clamp_min(-1), position) * is_token
+            is_told = ((code >= 0) & (position >= 0)).unsqueeze(-1)
+            vector = vector + self.bins((code - 1).clamp_min(-1), position) * is_told
         return vector
 
 

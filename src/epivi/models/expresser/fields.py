@@ -199,7 +199,12 @@ class ExpressionField(LayerField):
         matrix = self.get_field_data(adata)
         if self.kind == COUNTS:
             others = {name: adata.layers[name] for name in adata.layers if name not in (None, self.attr_key)}
-            _validate.check_counts(matrix, where=self.where, obs_names=adata.obs_names, alternatives=others)
+            start = 0
+            # of several stores each is checked by itself
+            for part in getattr(matrix, "parts", [matrix]):
+                names = adata.obs_names[start : start + part.shape[0]]
+                _validate.check_counts(part, where=self.where, obs_names=names, alternatives=others)
+                start += part.shape[0]
             return
         sums = []
         for start, rows in _slabs(matrix):

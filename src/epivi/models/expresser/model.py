@@ -33,11 +33,14 @@ from epivi.models.expresser.start import correlation_loadings
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from epivi.data.disk import BlockDataset, BlockSampler, DiskRows
     from epivi.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("cells", "batch")
+LOADERS = ("rows", "annbatch")
+BLOCK_SIZE = 8192
 # cells from which the vectors of genes start, and the root mean square of the vectors: at 0.02, that of random tables,
 # training soon moves them away; from 1 on they are slow to follow it
 CELLS_OF_START, START_SD = 20_000, 0.5
@@ -114,6 +117,8 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
     """
 
     _split_by: str = "cells"
+    _loader: str = "rows"
+    _block_size: int = BLOCK_SIZE
 
     def __init__(  # noqa: PLR0913
         self,
@@ -177,7 +182,15 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
             100 * report["single_counts"],
         )
 
-    def train(self, max_epochs: int | None = None, *, split_by: str = "cells", **kwargs: Any) -> None:
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        split_by: str = "cells",
+        loader: str = "rows",
+        block_size: int = BLOCK_SIZE,
+        **kwargs: Any,
+    ) -> None:
         """Train the model.
 
         Parameters
@@ -187,21 +200,36 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
         split_by
             ``"cells"``: validation cells are drawn at random; ``"batch"``: whole batches of the setup's ``batch_key``
             are held out.
+        loader
+            ``"rows"``: cells are drawn from all of the data, and read minibatch by minibatch where these are on disk;
+            ``"annbatch"``: for zarr stores (:func:`epivi.data.disk.open_collection`), blocks of random chunks of rows
+            are read in turn, and minibatches are drawn from the block in memory.
+        block_size
+            Cells that ``loader="annbatch"`` holds in memory.
         kwargs
             As in :meth:`epivi.models.base.EpiModel.train`.
 
         Raises
         ------
         ConfigError, TrainingError, CheckpointError
-            As there, and if there are fewer than two batches to split by.
+            As there, if there are fewer than two batches to split by, or if the data or the arguments do not fit the
+            loader.
         """
         _validate.check_choice(split_by, "split_by", SPLITS)
-        self._split_by = split_by
+        _validate.check_choice(loader, "loader", LOADERS)
+        _validate.check_number(block_size, "block_size", low=2, integer=True)
+        if loader == "annbatch" and kwargs.get("num_workers"):
+            message = "loader='annbatch' reads in the process that trains: leave num_workers out."
+            raise ConfigError(message)
+        self._split_by, self._loader, self._block_size = split_by, loader, int(block_size)
         super().train(max_epochs, **kwargs)
 
     def training_data(self, config: TrainingConfig, world_size: int) -> TrainingData:
         """Return minibatches of cells of similar length, genes hidden anew in every epoch."""
         splits = self._splits(config)
+        source = self.adata_manager.create_torch_dataset()
+        # refused before a pass over the data
+        matrix = self._disk_rows(source) if self._loader == "annbatch" else None
         if self.config.baseline == "additive":
             self._learn_gene_means(splits["train"])
         if self.config.gene_init == "correlation" and not self.is_trained_:
@@ -209,6 +237,11 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
         lengths = np.minimum(self.adata.obs[OBS_N_EXPRESSED].to_numpy(), self.config.max_genes)
         budget = config.batch_size * self.config.max_genes
         seed = config.seed
+        encoding = self._encoding(self.adata, seed=seed)
+        if matrix is not None:
+            from epivi.data.disk import BlockDataset
+
+            return self._blocks(BlockDataset(source, encoding, matrix), splits, lengths, config, world_size)
 
         def sampler(rank: int, world: int) -> TokenBudgetSampler:
             return TokenBudgetSampler(
@@ -217,7 +250,42 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
 
         held = splits["validation"]
         validation = fixed_batches(held, lengths, config.batch_size, budget, world_size=world_size)
-        dataset = TokenDataset(self.adata_manager.create_torch_dataset(), self._encoding(self.adata, seed=seed))
+        return TrainingData(TokenDataset(source, encoding), sampler, cast("list[Any]", validation), splits)
+
+    @staticmethod
+    def _disk_rows(source: Any) -> DiskRows:
+        """Return the matrix that a dataset reads, as one whose rows can be held."""
+        from epivi.data.disk import rows_on_disk
+
+        reader = next(reader for reader in source.readers if isinstance(reader, SparseReader))
+        reader.matrix = rows_on_disk(reader.matrix)
+        return reader.matrix
+
+    def _blocks(
+        self,
+        dataset: BlockDataset,
+        splits: dict[str, np.ndarray],
+        lengths: np.ndarray,
+        config: TrainingConfig,
+        world_size: int,
+    ) -> TrainingData:
+        """Return minibatches from blocks of rows that are read in turn."""
+        from epivi.data.disk import BlockSampler, block_batches
+
+        size, block_size = config.batch_size, self._block_size
+
+        def sampler(rank: int, world: int) -> BlockSampler:
+            options = {"seed": config.seed, "block_size": block_size, "rank": rank, "world_size": world}
+            return BlockSampler(splits["train"], lengths, size, **options)
+
+        validation = block_batches(
+            splits["validation"],
+            lengths,
+            size,
+            size * self.config.max_genes,
+            block_size=block_size,
+            world_size=world_size,
+        )
         return TrainingData(dataset, sampler, cast("list[Any]", validation), splits)
 
     def _splits(self, config: TrainingConfig) -> dict[str, np.ndarray]:
@@ -271,5 +339,6 @@ class Expresser(SetupMixin, ImputationMixin, GenesMixin, LatentMixin, NetworkMix
         table_gd[1:, : loadings_gr.shape[1]] += torch.from_numpy(scale * loadings_gr).to(table_gd)
 
     def fingerprint(self, config: TrainingConfig) -> dict[str, Any]:
-        """Return what must agree for a run to be resumed: how the cells are split too."""
-        return super().fingerprint(config) | {"split_by": self._split_by}
+        """Return what must agree for a run to be resumed: how the cells are split and drawn too."""
+        order = {} if self._loader == "rows" else {"loader": self._loader, "block_size": self._block_size}
+        return super().fingerprint(config) | {"split_by": self._split_by} | order

@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from epivi import _keys as keys
 from epivi.models.base_module import EpiModule
-from epivi.models.expresser.network import ExpresserNetwork, Prediction, gather_rows
+from epivi.models.expresser.network import ExpresserNetwork, Observed, Prediction, gather_rows
 from epivi.objectives.expression import masked_cell_mean
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class ExpresserModule(EpiModule):
     """
 
     gene_mean: Tensor
+    has_elbo = False
 
     def __init__(self, config: ExpresserConfig, n_genes: int) -> None:
         super().__init__()
@@ -106,9 +107,13 @@ class ExpresserModule(EpiModule):
         maximum: Tensor,
         shift: Tensor,
         asked: Tensor,
+        observed: Observed | None = None,
     ) -> tuple[Prediction, Tensor | None]:
-        """Return the prediction of genes asked for, parts of shape (b, u), and the logits that they are expressed."""
-        context_btd, gene_bud = self.network.encode_asked(tokens, length, bin, asked)
+        """Return the prediction of genes asked for, parts of shape (b, u), and the logits that they are expressed.
+
+        ``observed`` is that of :meth:`ExpresserNetwork.observe`, where more genes are asked of the same cells.
+        """
+        context_btd, gene_bud = self.network.encode_asked(tokens, length, bin, asked, observed)
         mixed_bud = self.network.mix(gene_bud, context_btd, bin)
         prediction = self.network.head(mixed_bud, maximum, self.baseline(asked, shift))
         if self.network.detection is None:

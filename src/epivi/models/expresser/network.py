@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, scaled_dot_product_attention, softplus
 
 from epivi.nn.attention import SelfAttention, Transformer, TransformerLayer
 from epivi.nn.tokens import INIT_SD, TokenTable
@@ -39,6 +39,24 @@ class Prediction(NamedTuple):
 
     mean: Tensor
     log_variance: Tensor | None = None
+
+
+class Observed(NamedTuple):
+    """Observed genes as genes asked for find them.
+
+    Attributes
+    ----------
+    context_btd
+        In context.
+    mask_bt
+        True for tokens.
+    layers
+        Keys and values in each layer.
+    """
+
+    context_btd: Tensor
+    mask_bt: Tensor
+    layers: list[tuple[Tensor, Tensor]]
 
 
 def gather_rows(x_btd: Tensor, index_bq: Tensor) -> Tensor:
@@ -180,24 +198,39 @@ class ExpresserNetwork(nn.Module):
         table_kd = self.bins.table.weight
         return self.attention.forward_from_table(query_bqd, context_btd, bin_bt, table_kd, bin_bt > 0)
 
+    def observe(self, tokens_bt: Tensor, length_b: Tensor, bin_bt: Tensor) -> Observed:
+        """Return observed genes in context, and what genes asked for attend to in each layer."""
+        mask_bt = token_mask(tokens_bt, length_b)
+        x_btd = self.embed(tokens_bt, bin_bt)
+        layers = []
+        for module in self.encoder.layers:
+            layer = cast("TransformerLayer", module)
+            layers.append(keys_and_values(layer.attention, x_btd))
+            x_btd = layer(x_btd, mask_bt)
+        return Observed(x_btd, mask_bt, layers)
+
     def encode_asked(
-        self, tokens_bt: Tensor, length_b: Tensor, bin_bt: Tensor, asked_bu: Tensor
+        self,
+        tokens_bt: Tensor,
+        length_b: Tensor,
+        bin_bt: Tensor,
+        asked_bu: Tensor,
+        observed: Observed | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return observed genes in context, (b, t, d), and genes asked for in the same context, (b, u, d).
 
         A gene that is asked for attends to the observed genes and to itself, and nothing attends to it: so it matters
-        not which others are asked for.
+        not which others are asked for. ``observed`` is that of :meth:`observe`, where it is known.
         """
-        mask_bt = token_mask(tokens_bt, length_b)
-        x_btd = self.embed(tokens_bt, bin_bt)
+        if observed is None:
+            observed = self.observe(tokens_bt, length_b, bin_bt)
         x_bud = self.embed(asked_bu, torch.zeros_like(asked_bu), asked_bu > 0)
-        for module in self.encoder.layers:
+        for module, seen in zip(self.encoder.layers, observed.layers, strict=True):
             layer = cast("TransformerLayer", module)
-            attended_bud = attend_one_sided(layer.attention, x_bud, x_btd, mask_bt)
+            attended_bud = attend_to(layer.attention, x_bud, seen, observed.mask_bt)
             x_bud = layer.attention_norm(x_bud + layer.dropout(attended_bud))
             x_bud = layer.norm(x_bud + layer.dropout(layer._feed_forward(x_bud)))
-            x_btd = layer(x_btd, mask_bt)
-        return x_btd, x_bud
+        return observed.context_btd, x_bud
 
 
 def token_mask(tokens_bt: Tensor, length_b: Tensor) -> Tensor:
@@ -209,6 +242,47 @@ def token_mask(tokens_bt: Tensor, length_b: Tensor) -> Tensor:
     [[True, False], [True, True]]
     """
     return torch.arange(tokens_bt.shape[1], device=tokens_bt.device) < length_b[:, None].clamp_min(1)
+
+
+def keys_and_values(attention: SelfAttention, x_btd: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values of t vectors and of a sink behind them, wider than a head, each (b, h, t + 1, e + r).
+
+    In the first column beyond those of a head, the sink alone has a 1, in its key and in its value. A query that has
+    its own score there thus attends to the sink as to itself, and finds how much in that column of the result.
+    """
+    heads = attention.project(x_btd).unflatten(2, (3, attention.n_heads, -1)).permute(2, 0, 3, 1, 4)
+    n, width = heads.shape[3:]
+    # kernels like widths that 8 divides
+    padded = pad(heads[1:], (0, 8 - width % 8, 0, 1))
+    padded[..., n, width] = 1.0
+    key, value = padded.unbind(0)
+    return key, value
+
+
+def attend_to(attention: SelfAttention, x_bud: Tensor, seen: tuple[Tensor, Tensor], mask_bt: Tensor) -> Tensor:
+    """Return the self-attention of each of u vectors to t others and to itself, shape (b, u, d).
+
+    Parameters
+    ----------
+    attention
+        Attention without positions; its weights are used.
+    x_bud
+        Vectors that attend.
+    seen
+        Keys and values of the vectors that are attended to, see :func:`keys_and_values`.
+    mask_bt
+        True for vectors that may be attended to.
+    """
+    heads = attention.project(x_bud).unflatten(2, (3, attention.n_heads, -1)).permute(2, 0, 3, 1, 4)
+    query_bhue, own_key_bhue, own_value_bhue = heads.unbind(0)
+    key, value = seen
+    width = query_bhue.shape[3]
+    own_bhu1 = (query_bhue * own_key_bhue).sum(3, keepdim=True)
+    query = pad(torch.cat([query_bhue, own_bhu1], 3), (0, key.shape[3] - width - 1))
+    allowed = pad(mask_bt, (0, 1), value=True)[:, None, None]
+    z = scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=width**-0.5)
+    z_bhue = z[..., :width] + z[..., width, None] * own_value_bhue
+    return attention.out(z_bhue.transpose(1, 2).flatten(2))
 
 
 def attend_one_sided(attention: SelfAttention, x_bud: Tensor, x_btd: Tensor, mask_bt: Tensor) -> Tensor:
@@ -223,18 +297,4 @@ def attend_one_sided(attention: SelfAttention, x_bud: Tensor, x_btd: Tensor, mas
     mask_bt
         True for vectors that may be attended to.
     """
-    n_heads = attention.n_heads
-
-    def heads(x: Tensor) -> tuple[Tensor, ...]:
-        return attention.project(x).unflatten(2, (3, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-
-    query_bhue, own_key_bhue, own_value_bhue = heads(x_bud)
-    _, key_bhte, value_bhte = heads(x_btd)
-    # own key and value: a column of its own for each query, which the fused kernel does not know
-    scale = query_bhue.shape[3] ** -0.5
-    score_bhut = scale * query_bhue @ key_bhte.transpose(2, 3)
-    score_bhut = score_bhut.masked_fill(~mask_bt[:, None, None], -torch.inf)
-    own_bhu1 = scale * (query_bhue * own_key_bhue).sum(3, keepdim=True)
-    weight_bhuk = torch.cat([score_bhut, own_bhu1], 3).softmax(3)
-    z_bhue = weight_bhuk[..., :-1] @ value_bhte + weight_bhuk[..., -1:] * own_value_bhue
-    return attention.out(z_bhue.transpose(1, 2).flatten(2))
+    return attend_to(attention, x_bud, keys_and_values(attention, x_btd), mask_bt)

@@ -110,6 +110,20 @@ def test_scores_of_all_genes_in_any_order_are_theirs(expressive):
         np.testing.assert_allclose(table.loc[(gene, "all")], one.loc[(gene, "all")], rtol=1e-4, atol=1e-7)
 
 
+def test_scores_count_what_is_read_off_near_peaks_directly(near, copy_of):
+    without = copy_of(near)
+    without.module.local.is_used.fill_(0.0)
+    both, alone = (model.get_gene_peak_scores(["gene_3", "gene_9"], groupby="cell_type") for model in (near, without))
+    local = near.module.local
+    for gene in (3, 9):
+        own = (local.gene == gene).numpy()
+        expected = np.zeros(80)
+        expected[local.peak[own]] = local.weight.detach().numpy()[own] * float(near.module.gene_sd[gene])
+        difference = (both - alone).xs(f"gene_{gene}", level="gene")
+        is_read = (alone.xs(f"gene_{gene}", level="gene") != 0).to_numpy()
+        np.testing.assert_allclose(difference, expected * is_read, rtol=1e-4, atol=1e-5)
+
+
 def test_scores_leave_the_model_as_it_is(own):
     own.get_gene_peak_scores(["gene_0"], indices=[0])
     assert all(parameter.grad is None for parameter in own.module.parameters())

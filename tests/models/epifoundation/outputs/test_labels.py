@@ -9,6 +9,7 @@ from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
 
 from epivi._errors import ConfigError
+from epivi.models.epifoundation.outputs import labels
 from epivi.models.epifoundation.outputs.labels import fit_temperature
 
 
@@ -54,38 +55,59 @@ def test_a_temperature_leaves_the_order_of_classes(annotated, copy_of):
     assert (hotter.predict_labels(soft=True)["entropy"] > table["entropy"]).all()
 
 
-@pytest.mark.parametrize("share", [0.6, 0.75, 0.95])
+@pytest.mark.parametrize("share", [0.6, 0.75, 0.95, 1.0])
 def test_the_temperature_of_two_classes_has_a_closed_form(share):
-    # one logit, right with this share: sigmoid(a / T) = share
+    # one logit, right with this share of n cells: sigmoid(a / T) is the mean of targets (n + 1) / (n + 2), 1 / (n + 2)
     n = 200
     logits = np.tile([3.0, 0.0], (n, 1))
     truth = (np.arange(n) >= share * n).astype(int)
-    expected = 3.0 / np.log(share / (1 - share))
-    assert fit_temperature(logits, truth) == pytest.approx(expected, rel=1e-4)
+    mean = (share * (n + 1) + (1 - share)) / (n + 2)
+    assert fit_temperature(logits, truth) == pytest.approx(3.0 / np.log(mean / (1 - mean)), rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [20, 100, 5000])
+@pytest.mark.parametrize("size", [0.1, 1.0, 12.0])
+def test_no_certainty_is_claimed_beyond_what_the_cells_can_tell(n, size):
+    # all right, with small or with large logits: one more could be wrong
+    logits = size * np.eye(4)[np.arange(n) % 4]
+    temperature = fit_temperature(logits, np.arange(n) % 4)
+    found = softmax(logits / temperature, axis=1).max(1)
+    np.testing.assert_allclose(found, (n + 1) / (n + 2), rtol=1e-4 if size > 0.1 else 0.5)
+
+
+def test_a_threshold_abstains_after_few_labels_too(pretrained, simulated, tune):
+    tuned = tune(
+        pretrained, "annotation", simulated.copy(), labels_key="cell_type", train_size=0.6, max_epochs=20, lr=3e-3
+    )
+    assert 0.06 < float(tuned.module.temperature) < 19
+    highest = tuned.predict_labels(soft=True)[tuned.classes].max(axis=1)
+    assert (tuned.predict_labels(threshold=0.999) == "unassigned").any()
+    assert highest.median() < 0.999
 
 
 def test_the_temperature_is_a_stationary_point_of_the_likelihood():
     rng = np.random.default_rng(0)
     logits, truth = 4 * rng.normal(size=(300, 5)), rng.integers(0, 5, 300)
     truth[:200] = logits[:200].argmax(1)
+    target = np.full((300, 5), 1 / (302 * 4))
+    target[np.arange(300), truth] = 301 / 302
 
     def slope(t):
         # derivative of the mean log-likelihood by 1 / T
-        p = softmax(logits / t, axis=1)
-        return float((logits[np.arange(300), truth] - (p * logits).sum(1)).mean())
+        return float(((target - softmax(logits / t, axis=1)) * logits).sum(1).mean())
 
     assert fit_temperature(logits, truth) == pytest.approx(brentq(slope, 0.1, 15), rel=1e-3)
 
 
 def test_the_temperature_stays_within_bounds():
-    logits = np.tile([1.0, 0.0], (50, 1))
+    logits = np.tile([0.05, 0.0], (50, 1))
     assert fit_temperature(logits, np.zeros(50, dtype=int)) == pytest.approx(np.exp(-3), rel=1e-2)
     assert fit_temperature(logits, np.ones(50, dtype=int)) == pytest.approx(np.exp(3), rel=1e-2)
 
 
 def test_few_validation_cells_are_not_calibrated_on(pretrained, simulated, tune, caplog):
     with caplog.at_level(logging.WARNING, logger="epivi"):
-        tuned = tune(pretrained, "annotation", simulated.copy(), labels_key="cell_type")
+        tuned = tune(pretrained, "annotation", simulated.copy(), labels_key="cell_type", train_size=0.9)
     assert "6 labelled validation cells are too few to calibrate probabilities (20 are needed)" in caplog.text
     assert float(tuned.module.temperature) == 1.0
 
@@ -103,6 +125,45 @@ def test_unlabeled_cells_are_not_calibrated_on(pretrained, simulated, tune, capl
     with caplog.at_level(logging.WARNING, logger="epivi"):
         tune(pretrained, "annotation", data, labels_key="cell_type", unlabeled_category="?", train_size=0.5)
     assert f"{n_labelled} labelled validation cells are too few" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"split_key": "batch"}, {"plan_kwargs": {"lr": 1e-3}, "seed": 4}])
+def test_with_few_labels_all_cells_train_and_none_stops_the_training(pretrained, simulated, tune, caplog, options):
+    data = simulated.copy()
+    column = data.obs["cell_type"].astype(str).to_numpy()
+    column[data.obs.groupby("cell_type", observed=True).cumcount() >= 4] = "?"
+    data.obs["cell_type"] = pd.Categorical(column)
+    options = {
+        "labels_key": "cell_type",
+        "unlabeled_category": "?",
+        "early_stopping_patience": 1,
+        "max_epochs": 4,
+    } | options
+    with caplog.at_level(logging.INFO, logger="epivi"):
+        tuned = tune(pretrained, "annotation", data, **options)
+    assert "labelled validation cells are too few to stop early by (20 are needed)" in caplog.text
+    assert (len(tuned.train_indices), len(tuned.validation_indices)) == (60, 0)
+    assert len(tuned.history["train_loss"]) == 4
+    assert "validation_loss" not in tuned.history
+    assert float(tuned.module.temperature) == 1.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"train_size": 0.9}, {"validation_size": 0.1}, {"early_stopping": True}, {"plan_kwargs": {"train_size": 0.9}}],
+)
+def test_a_split_that_was_asked_for_is_made(pretrained, simulated, tune, options):
+    tuned = tune(pretrained, "annotation", simulated.copy(), labels_key="cell_type", **options)
+    assert len(tuned.validation_indices) == 6
+
+
+def test_enough_labels_are_split(pretrained, simulated, tune, monkeypatch):
+    monkeypatch.setattr(labels, "MIN_CELLS", 6)
+    tuned = tune(pretrained, "annotation", simulated.copy(), labels_key="cell_type")
+    assert len(tuned.validation_indices) == 6
+    monkeypatch.setattr(labels, "MIN_CELLS", 7)
+    tuned = tune(pretrained, "annotation", simulated.copy(), labels_key="cell_type")
+    assert len(tuned.validation_indices) == 0
 
 
 def test_a_model_trained_on_all_cells_has_no_temperature(pretrained, simulated, tune):

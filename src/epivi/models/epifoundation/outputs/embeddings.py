@@ -67,6 +67,8 @@ class EmbeddingsMixin(ExpressionMixin):
     ) -> pd.DataFrame:
         """Return how much each open peak speaks for a gene: gradient × input of what is predicted of the gene.
 
+        The input is the vector of the peak, and where genes are read off the peaks near them too, that it is open.
+
         Parameters
         ----------
         genes
@@ -122,12 +124,16 @@ class EmbeddingsMixin(ExpressionMixin):
             mask_bt = torch.arange(n, device=x_btd.device) < inputs["length"][:, None]
             z_bd = encoder.transformer(x_btd, mask_bt)[:, 0]
             index_bg = torch.as_tensor(genes, device=x_btd.device).expand(z_bd.shape[0], -1)
-            outputs_bgo = self.module.generative(z_bd, index_bg)["genes"]
+            outputs_bgo = self.module.generative(z_bd, index_bg, None, inputs["tokens"])["genes"]
             logit_bg = outputs_bgo[:, :, -1] - (outputs_bgo[:, :, 0] if outputs_bgo.shape[2] > 1 else 0.0)
             found = []
             for number in range(genes.size):
                 (gradient,) = torch.autograd.grad(logit_bg[:, number].sum(), x_btd, retain_graph=True)
-                found.append((gradient * x_btd).sum(2).detach().cpu().numpy())
+                score_bt = (gradient * x_btd).sum(2)
+                if self.module.local is not None:
+                    gene = int(genes[number])
+                    score_bt = score_bt + self.module.gene_sd[gene] * self.module.local.of_gene(inputs["tokens"], gene)
+                found.append(score_bt.detach().cpu().numpy())
         return found
 
     def project_peaks(self, adata: AnnData, **kwargs: Any) -> AnnData:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
+from epivi import _validate
 from epivi._errors import ConfigError, nearest
+from epivi._keys import BATCH_ABSENT_PEAKS, BATCH_TOKENS
 from epivi.models.epifoundation.config import EXPRESSION, PRETRAINING
 from epivi.models.epifoundation.outputs.latent import LatentMixin
 
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 GENES_AT_ONCE = 4096
+PROBABILITY = "prob"
+# how to get a model that predicts each kind
+KINDS = {
+    PROBABILITY: "the pretrained model gives it.",
+    "lognorm": "model.finetune('expression') gives one that does.",
+    "level": "model.finetune('expression', model_kwargs={'expression_target': 'level'}) gives one that does.",
+}
 
 
 class ExpressionMixin(LatentMixin):
@@ -78,16 +87,47 @@ class ExpressionMixin(LatentMixin):
             for start in range(0, genes.size, GENES_AT_ONCE):
                 part = genes[start : start + GENES_AT_ONCE]
                 index_bg = torch.as_tensor(part, device=z_bd.device).expand(z_bd.shape[0], -1)
-                outputs_bgo = self.module.generative(z_bd, index_bg, batch_b1)["genes"].float()
+                peaks = (batch[BATCH_TOKENS], batch.get(BATCH_ABSENT_PEAKS))
+                outputs_bgo = self.module.generative(z_bd, index_bg, batch_b1, *peaks)["genes"].float()
                 found = outputs_bgo[:, :, 0] if self.config.task == EXPRESSION else outputs_bgo.softmax(2)[:, :, 1]
                 values_ng[np.ix_(at, np.arange(start, start + part.size))] = found.cpu().numpy()
         if return_numpy:
             return values_ng
         return pd.DataFrame(values_ng, index=np.asarray(data.obs_names)[rows], columns=self.gene_names[genes])
 
-    def predict_expression(self, *args: object, **kwargs: object) -> pd.DataFrame | np.ndarray:
-        """Return :meth:`get_normalized_expression`."""
-        return self.get_normalized_expression(*args, **kwargs)  # type: ignore[arg-type]
+    def predict_expression(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | None = None,
+        gene_list: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        *,
+        kind: str | None = None,
+        **kwargs: Any,
+    ) -> pd.DataFrame | np.ndarray:
+        """Return :meth:`get_normalized_expression`, having checked that it is of the kind asked for.
+
+        Parameters
+        ----------
+        adata, indices, gene_list, batch_size, kwargs
+            As there.
+        kind
+            ``"prob"``: the probability that a gene is expressed, of pretrained models; ``"lognorm"`` or ``"level"``:
+            log-normalised values, or the expected level, of models fine-tuned for expression, whichever they were
+            trained on. By default what the model predicts.
+
+        Raises
+        ------
+        ConfigError
+            If the model predicts another kind, or as in :meth:`get_normalized_expression`.
+        """
+        if kind is not None:
+            _validate.check_choice(kind, "kind", KINDS)
+            own = PROBABILITY if self.config.task == PRETRAINING else self.config.expression_target
+            if self.config.task in (PRETRAINING, EXPRESSION) and kind != own:
+                message = f"kind='{kind}' is not what this model predicts, which is '{own}': {KINDS[kind]}"
+                raise ConfigError(message)
+        return self.get_normalized_expression(adata, indices, gene_list, batch_size, **kwargs)
 
     def _gene_rows(self, names: Sequence[str] | None) -> np.ndarray:
         """Return the rows of genes."""

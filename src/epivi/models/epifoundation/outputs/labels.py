@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from epivi import _validate
 from epivi._errors import ConfigError
 from epivi.models.epifoundation.config import LABEL_TASKS
 from epivi.models.epifoundation.outputs.latent import LatentMixin
+from epivi.train.config import TrainingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +31,7 @@ UNASSIGNED = "unassigned"
 ENTROPY = "entropy"
 MIN_CELLS = 20
 LOG_TEMPERATURES = (-3.0, 3.0)
+SPLIT_ARGUMENTS = ("train_size", "validation_size", "early_stopping")
 
 
 class LabelsMixin(LatentMixin):
@@ -36,6 +39,7 @@ class LabelsMixin(LatentMixin):
 
     classes: list[str]
     validation_indices: Any
+    _splits: Any
 
     def predict_labels(
         self,
@@ -49,7 +53,7 @@ class LabelsMixin(LatentMixin):
         """Return the cell type of each cell, or the probabilities of all types.
 
         Probabilities are a softmax of the logits over a temperature that was fitted on the validation cells after
-        training (Guo et al., 2017).
+        training (Guo et al., 2017), as :func:`fit_temperature` has it; with fewer than 20 of them it is 1.
 
         Parameters
         ----------
@@ -101,11 +105,8 @@ class LabelsMixin(LatentMixin):
 
     def _calibrate(self) -> None:
         """Fit the temperature on the labelled validation cells; with fewer than 20 of them it stays 1."""
-        rows = np.asarray(self.validation_indices)
-        code_n = self._registered(REGISTRY_KEYS.LABELS_KEY)[rows].astype(int)
-        named = [str(c) for c in self._field_state(REGISTRY_KEYS.LABELS_KEY)["categorical_mapping"]]
-        class_of_code = np.array([self.classes.index(name) if name in self.classes else -1 for name in named])
-        class_n = class_of_code[code_n] if rows.size else np.array([], dtype=int)
+        rows = np.asarray(self.validation_indices, dtype=np.int64)
+        class_n = self._classes(rows)
         labelled = class_n >= 0
         if labelled.sum() < MIN_CELLS:
             logger.warning(
@@ -117,27 +118,57 @@ class LabelsMixin(LatentMixin):
         logits_nk = self._logits(self.adata, rows[labelled], None)
         self.module.temperature.fill_(fit_temperature(logits_nk, class_n[labelled]))
 
+    def _classes(self, rows: np.ndarray) -> np.ndarray:
+        """Return the classes of cells of the training data, -1 without label."""
+        named = [str(c) for c in self._field_state(REGISTRY_KEYS.LABELS_KEY)["categorical_mapping"]]
+        class_of_code = np.array([self.classes.index(name) if name in self.classes else -1 for name in named])
+        return class_of_code[self._registered(REGISTRY_KEYS.LABELS_KEY)[rows].astype(int)]
+
+    def _without_few_labels(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return arguments of a training without validation, where it would look at few labelled cells."""
+        plan = arguments.get("plan_kwargs")
+        plan = plan if isinstance(plan, Mapping) else {}
+        if any(source.get(name) is not None for source in (arguments, plan) for name in SPLIT_ARGUMENTS):
+            return arguments
+        seed = arguments.get("seed", plan.get("seed"))
+        defaults = self.config.training_defaults(self.adata.n_obs)
+        config = TrainingConfig.merged({"seed": self.seed}, defaults, {"seed": seed})
+        n_labelled = int((self._classes(self._splits(config)["validation"]) >= 0).sum())
+        if n_labelled >= MIN_CELLS:
+            return arguments
+        logger.info(
+            "%d labelled validation cells are too few to stop early by (%d are needed): all cells train, to the end.",
+            n_labelled,
+            MIN_CELLS,
+        )
+        return arguments | {"train_size": 1.0, "validation_size": 0.0, "early_stopping": False}
+
 
 def fit_temperature(logits_nk: np.ndarray, class_n: np.ndarray) -> float:
-    """Return the temperature T that maximises the likelihood of classes under softmax(logits / T).
+    r"""Return the temperature T that maximises the likelihood of classes under softmax(logits / T), and of one error.
+
+    Of n cells that are all right no temperature is low enough. As in Platt (1999), the probability of the true class
+    is therefore taken to be (n + 1) / (n + 2), the rest in equal parts that of the other classes, so that n cells
+    never speak for more certainty than n cells can.
 
     Parameters
     ----------
     logits_nk
-        Shape (n, k).
+        Shape (n, k), k at least 2.
     class_n
         True classes, shape (n,).
 
     Examples
     --------
-    >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
-    >>> round(fit_temperature(logits, np.array([0, 0, 0, 1])), 2)  # 4 / T = log 3
-    3.64
+    >>> round(fit_temperature(np.array([[4.0, 0.0]] * 8), np.zeros(8, dtype=int)), 2)  # 4 / T = log 9
+    1.82
     """
+    n_cells, n_classes = logits_nk.shape
+    target_nk = np.full(logits_nk.shape, 1.0 / ((n_cells + 2) * (n_classes - 1)))
+    np.put_along_axis(target_nk, class_n[:, None], (n_cells + 1) / (n_cells + 2), axis=1)
 
     def loss(log_t: float) -> float:
         scaled_nk = logits_nk / np.exp(log_t)
-        chosen_n = np.take_along_axis(scaled_nk, class_n[:, None], axis=1)[:, 0]
-        return float((logsumexp(scaled_nk, axis=1) - chosen_n).mean())
+        return float((logsumexp(scaled_nk, axis=1) - (target_nk * scaled_nk).sum(1)).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded").x))

@@ -38,16 +38,18 @@ class LatentMixin(EpiModel):
         manager = self.get_anndata_manager(adata, required=True)
         return manager.data_registry[REGISTRY_KEYS.X_KEY].mod_key
 
+    def _n_open(self, adata: AnnData | MuData) -> np.ndarray:
+        """Return the open peaks of every cell, shape (n,)."""
+        if not isinstance(adata, MuData):
+            return adata.obs[OBS_N_OPEN].to_numpy().astype(np.int64)
+        atac = self._mod_key(adata)
+        open_n = adata.mod[atac].obs[OBS_N_OPEN].to_numpy()
+        rows = modality_rows(adata, atac)
+        return (open_n if rows is None else open_n[rows]).astype(np.int64)
+
     def _lengths(self, adata: AnnData | MuData) -> np.ndarray:
         """Return the tokens of every cell, [CLS] included, shape (n,)."""
-        if isinstance(adata, MuData):
-            atac = self._mod_key(adata)
-            open_n = adata.mod[atac].obs[OBS_N_OPEN].to_numpy()
-            rows = modality_rows(adata, atac)
-            open_n = open_n if rows is None else open_n[rows]
-        else:
-            open_n = adata.obs[OBS_N_OPEN].to_numpy()
-        return np.minimum(open_n, self.config.max_peaks).astype(np.int64) + 1
+        return np.minimum(self._n_open(adata), self.config.max_peaks) + 1
 
     def _validate_anndata(self, adata: AnnData | MuData | None = None, copy_if_view: bool = True) -> Any:  # noqa: FBT001, FBT002
         """Return data that are set up as those of training were; AnnData and MuData may take each other's place."""
@@ -88,6 +90,7 @@ class LatentMixin(EpiModel):
         >>> epivi.EpiFoundation.setup_mudata(mdata)
         >>> model = epivi.EpiFoundation(mdata, size="test", positions="genome")
         >>> query = epivi.simulate.shifted_peaks(mdata["atac"].copy(), shift=50)
+        >>> model.train(max_epochs=1, enable_progress_bar=False)
         >>> model.prepare_query(query, new_peaks="position")
         >>> model.get_latent_representation(query).shape
         (60, 32)
@@ -146,10 +149,15 @@ class LatentMixin(EpiModel):
             yield drawn.rows, {key: value.to(self.device) for key, value in batch.items()}
 
     def _opened(
-        self, adata: AnnData | MuData | None, indices: Sequence[int] | np.ndarray | None
+        self,
+        adata: AnnData | MuData | None,
+        indices: Sequence[int] | np.ndarray | None,
+        *,
+        is_trained: bool = True,
     ) -> tuple[AnnData | MuData, np.ndarray]:
-        """Return data, set up, and row numbers; warn if the model was not trained."""
-        self._check_if_trained(warn=True)
+        """Return data, set up, and row numbers; warn if the model was not trained, where that matters."""
+        if is_trained:
+            self._check_if_trained(warn=True)
         if adata is None and self.adata is None:
             message = "The model was loaded without data: pass adata=..."
             raise ConfigError(message)
@@ -196,10 +204,10 @@ class LatentMixin(EpiModel):
         _validate.check_number(n_subsamples, "n_subsamples", low=1, integer=True)
         adata, rows = self._opened(adata, indices)
         z_nd = np.zeros((rows.size, self.config.width), dtype=np.float32)
-        long_n = self._lengths(adata)[rows] > self.config.max_peaks
+        long_n = self._n_open(adata)[rows] > self.config.max_peaks
         if long_n.any():
             logger.info(
-                "%d of %d cells have %d open peaks or more; of these so many are read.",
+                "%d of %d cells have more than %d open peaks; of these so many are read (see describe_cells).",
                 int(long_n.sum()),
                 rows.size,
                 self.config.max_peaks,

@@ -18,10 +18,10 @@ from epivi._errors import ConfigError, DataError
 from epivi.models.expresser.encoding import SCALE, Cells
 from epivi.models.expresser.fields import KIND, LOGNORM
 from epivi.models.expresser.module import query_mask
-from epivi.models.expresser.outputs.reading import CellsMixin
+from epivi.models.expresser.outputs.reading import TOKEN_BUDGET, CellsMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from anndata import AnnData
     from torch import Tensor
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 MODES = ("dropped", "all")
 SCALES = ("lognorm", "counts")
 LOWER, UPPER, PROBABILITY = "lower", "upper", "probability"
-# numbers held at once for genes asked for: scores against observed genes, or hidden units
+# numbers held at once for genes asked for: hidden units and heads, or keys and values of observed genes
 NUMBERS_AT_ONCE = 1 << 24
 
 
@@ -104,13 +104,17 @@ class ImputationMixin(CellsMixin):
         self._check_request(mode, scale, interval, mask)
         rows = self._gene_rows(genes)
         self._check_if_trained(warn=True)
-        reading = self._read(adata, indices, batch_size)
+        # keys and values of all layers are kept for the genes asked for
+        budget = NUMBERS_AT_ONCE // (2 * self.config.n_layers * self.config.width) if mode == "all" else TOKEN_BUDGET
+        reading = self._read(adata, indices, batch_size, token_budget=max(min(budget, TOKEN_BUDGET), 1))
         mask_csr = _mask(mask, reading.adata.shape)
+        column = _columns(len(self.feature_names), rows)
         parts = []
         for positions, cells in reading.batches:
             given, hidden_o = _with_hidden(cells, mask_csr, reading)
-            told = self._dropped if mode == "dropped" else self._all
-            parts.append((positions, list(told(reading.encoding, given, hidden_o, rows, scale, interval))))
+            tell = self._dropped if mode == "dropped" else self._all
+            told = tell(reading.encoding, given, hidden_o, rows, scale, interval)
+            parts.append((positions, _as_rows(told, positions.size, column)))
         return _assembled(parts, reading.adata.obs_names[reading.rows], self.feature_names, rows)
 
     @torch.inference_mode()
@@ -151,6 +155,7 @@ class ImputationMixin(CellsMixin):
         rows = self._gene_rows(gene_list)
         self._check_if_trained(warn=True)
         reading = self._read(adata, indices, batch_size)
+        column = _columns(len(self.feature_names), rows)
         parts = []
         for positions, cells in reading.batches:
             whole_b = reading.encoding.normalised(cells, np.zeros(cells.token_o.size, dtype=bool)).factor_b
@@ -163,7 +168,7 @@ class ImputationMixin(CellsMixin):
                 if scale == "lognorm":
                     values = {key: np.log1p(SCALE * value / whole_b[cell_o]) for key, value in values.items()}
                 told.append(_of_genes(Told(cell_o, cells.token_o[hidden_o], values), rows))
-            parts.append((positions, told))
+            parts.append((positions, _as_rows(told, positions.size, column)))
         return _assembled(parts, reading.adata.obs_names[reading.rows], self.feature_names, rows)
 
     def _check_request(self, mode: str, scale: str, interval: float | None, mask: Any) -> None:
@@ -222,13 +227,13 @@ class ImputationMixin(CellsMixin):
         yield _of_genes(_observed(cells, hidden_o, scaled.value_o, scale, interval), rows)
         batch = self._to_device(encoding.encoded(cells, hidden_o))
         asked_bu = _unseen(cells, rows)
-        n_cells, n_tokens = batch[keys.BATCH_TOKENS].shape
-        each = max(n_tokens * self.config.n_heads, self.config.n_hidden + 4 * self.config.width)
-        step = max(NUMBERS_AT_ONCE // (n_cells * each), 1)
+        n_cells = batch[keys.BATCH_TOKENS].shape[0]
+        step = max(NUMBERS_AT_ONCE // (n_cells * (self.config.n_hidden + 8 * self.config.width)), 1)
         inputs = {name: batch[key] for name, key in _ASK.items()}
+        observed = self.module.network.observe(inputs["tokens"], inputs["length"], inputs["bin"])
         for start in range(0, asked_bu.shape[1], step):
             part_bu = torch.from_numpy(asked_bu[:, start : start + step]).to(self.device)
-            prediction, logit_bu = self.module.ask(**inputs, asked=part_bu)
+            prediction, logit_bu = self.module.ask(**inputs, asked=part_bu, observed=observed)
             is_asked_bu = part_bu > 0
             values = _laws(prediction, is_asked_bu, interval)
             cell_o = np.nonzero(is_asked_bu.cpu().numpy())[0]
@@ -345,29 +350,46 @@ def _with_hidden(cells: Cells, mask: sparse.csr_matrix | None, reading: Any) -> 
     return cells._replace(indptr=indptr, token_o=every % width, count_o=count_o), hidden_o
 
 
+def _columns(n_genes: int, rows: np.ndarray) -> np.ndarray:
+    """Return the column of each token among the genes asked for, -1 for others."""
+    column = np.full(n_genes + 1, -1)
+    column[rows + 1] = np.arange(rows.size)
+    return column
+
+
+def _as_rows(told: Iterable[Told], n_cells: int, column: np.ndarray) -> dict[str, sparse.csr_matrix]:
+    """Return the entries of a minibatch as compressed rows, by the name of the layer."""
+    found: dict[str, list[tuple[np.ndarray, ...]]] = {}
+    for part in told:
+        place_o = column[part.token_o].astype(np.int32)
+        for name, value_o in part.values.items():
+            found.setdefault(name, []).append((value_o.astype(np.float32), part.cell_o.astype(np.int32), place_o))
+    shape = (n_cells, int(column.max()) + 1)
+    rows = {}
+    for name, parts in found.items():
+        value_o, cell_o, column_o = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        rows[name] = sparse.csr_matrix((value_o, (cell_o, column_o)), shape=shape)
+    return rows
+
+
 def _assembled(
-    parts: list[tuple[np.ndarray, list[Told]]], obs_names: pd.Index, names: np.ndarray, rows: np.ndarray
+    parts: list[tuple[np.ndarray, dict[str, sparse.csr_matrix]]],
+    obs_names: pd.Index,
+    names: np.ndarray,
+    rows: np.ndarray,
 ) -> AnnData:
-    """Return the entries of all minibatches as an AnnData, cells in the order asked for."""
+    """Return the rows of all minibatches as an AnnData, cells in the order asked for."""
     import anndata
 
-    column = np.full(names.size + 1, -1)
-    column[rows + 1] = np.arange(rows.size)
     order = np.concatenate([positions for positions, _ in parts]) if parts else np.zeros(0, dtype=int)
     inverse = np.argsort(order, kind="stable")
     layers: dict[str, sparse.csr_matrix] = {}
-    for name in dict.fromkeys(key for _, entries in parts for told in entries for key in told.values):
-        blocks = []
-        for positions, entries in parts:
-            held = [told for told in entries if name in told.values]
-            if not held:
-                blocks.append(sparse.csr_matrix((positions.size, rows.size), dtype=np.float32))
-                continue
-            value_o = np.concatenate([told.values[name] for told in held]).astype(np.float32)
-            cell_o = np.concatenate([told.cell_o for told in held])
-            column_o = column[np.concatenate([told.token_o for told in held])]
-            blocks.append(sparse.csr_matrix((value_o, (cell_o, column_o)), shape=(positions.size, rows.size)))
-        layers[name] = sparse.vstack(blocks, format="csr")[inverse]
+    for name in dict.fromkeys(key for _, held in parts for key in held):
+        # the rows of a minibatch are let go with the layer
+        blocks = [held.pop(name, sparse.csr_matrix((p.size, rows.size), dtype=np.float32)) for p, held in parts]
+        layers[name] = sparse.vstack(blocks, format="csr")
+        del blocks
+        layers[name] = layers[name][inverse]
     x = layers.pop("X", sparse.csr_matrix((len(obs_names), rows.size), dtype=np.float32))
     frames = {"obs": pd.DataFrame(index=obs_names), "var": pd.DataFrame(index=names[rows].astype(object))}
     return anndata.AnnData(x, layers=layers, **frames)

@@ -12,6 +12,7 @@ from epivi import _validate
 from epivi._errors import ConfigError, DataError, nearest
 from epivi._keys import OBS_DATASET, OBS_N_EXPRESSED
 from epivi.data.buckets import fixed_batches
+from epivi.data.sparse import SparseReader
 from epivi.models.base import EpiModel, check_indices
 from epivi.models.expresser.encoding import CellEncoding, Cells, column_map
 from epivi.models.expresser.fields import DATASETS, KIND, KNOWN, LOGNORM, MEASURED, ROWS
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # padded tokens of a minibatch at inference: some 100 MB of activations at the width of the thesis
 TOKEN_BUDGET = 1 << 15
+# rows that are held at once where the data are on disk, as epivi.data.disk.DiskRows
+ROWS_HELD = 8192
 
 
 class Reading:
@@ -93,6 +96,8 @@ class CellsMixin(EpiModel):
         adata: AnnData | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
+        *,
+        token_budget: int = TOKEN_BUDGET,
     ) -> Reading:
         """Return minibatches of all expressed genes of the cells asked for."""
         if adata is None and self.adata is None:
@@ -107,8 +112,9 @@ class CellsMixin(EpiModel):
         lengths = adata.obs[OBS_N_EXPRESSED].to_numpy()[rows]
 
         def batches() -> Iterator[tuple[np.ndarray, Cells]]:
-            for drawn in fixed_batches(np.arange(rows.size), lengths, size, TOKEN_BUDGET):
-                yield drawn.rows, encoding.read(dataset[rows[drawn.rows]])
+            for block in _blocks(dataset, rows):
+                for drawn in fixed_batches(block, lengths, size, token_budget):
+                    yield drawn.rows, encoding.read(dataset[rows[drawn.rows]])
 
         return Reading(adata, rows, encoding, batches())
 
@@ -180,3 +186,16 @@ class CellsMixin(EpiModel):
             raise DataError(message)
         names, codes = np.unique(adata.obs[groupby].astype(str).to_numpy()[rows], return_inverse=True)
         return codes, names.tolist()
+
+
+def _blocks(dataset: Any, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield positions among rows: all at once, or of blocks that are held one after the other if data are on disk."""
+    matrix = next(reader.matrix for reader in dataset.readers if isinstance(reader, SparseReader))
+    if not hasattr(matrix, "hold"):
+        yield np.arange(rows.size)
+        return
+    order = np.argsort(rows, kind="stable")
+    for start in range(0, rows.size, ROWS_HELD):
+        block = order[start : start + ROWS_HELD]
+        matrix.hold(np.unique(rows[block]))
+        yield block

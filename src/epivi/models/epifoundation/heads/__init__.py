@@ -1,0 +1,1 @@
+"""What EpiFoundation reads of a cell beside its vector."""
