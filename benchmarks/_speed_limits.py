@@ -54,9 +54,21 @@ def rates() -> dict[str, float]:
     return found
 
 
-def floor(n_peaks: int, n_hidden: int, n_parameters: int, batch_size: int, found: dict[str, float]) -> dict[str, float]:
-    """Return the least milliseconds of the products of the decoder and of the optimiser in a step."""
-    flop = 3 * 2 * n_peaks * n_hidden * batch_size
+def floor(
+    n_peaks: int,
+    n_hidden: int,
+    n_parameters: int,
+    batch_size: int,
+    found: dict[str, float],
+    *,
+    n_products: int = 3,
+) -> dict[str, float]:
+    """Return the least milliseconds of the products of the decoder and of the optimiser in a step.
+
+    ``n_products`` are those of peaks and hidden units: logits and both gradients, and the logits once more where a
+    likelihood needs their sum before.
+    """
+    flop = n_products * 2 * n_peaks * n_hidden * batch_size
     rate = found.get("kernels bfloat16", found["kernels float32"])
     return {
         "decoder products": flop / rate / 1e6,

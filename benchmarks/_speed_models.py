@@ -81,6 +81,17 @@ def data_file(n_cells: int, n_peaks: int) -> Path:
     return path
 
 
+def small_data() -> AnnData:
+    """Return so few cells and peaks that training on them needs little beside the packages themselves."""
+    import epivi
+
+    adata = epivi.simulate.accessibility(
+        [128, 128], n_fg=300, n_bg=300, median=80, clip=(20, 200), chrom_sizes="hg38", seed=0
+    )
+    adata.X = adata.X.astype(np.float32)
+    return adata
+
+
 def with_rna(adata: AnnData) -> Any:
     """Return a MuData of the peaks, random counts of genes, and a random reference for SAILERX."""
     import anndata
@@ -132,16 +143,18 @@ def n_parameters(model: Any) -> int:
     return sum(p.numel() for p in model.module.parameters())
 
 
-def train(model: Any, warm_up: int, steps: int, *, plan: dict[str, Any] | None = None) -> dict[str, float]:
+def train(
+    model: Any, warm_up: int, steps: int, *, plan: dict[str, Any] | None = None, batch_size: int = BATCH_SIZE
+) -> dict[str, float]:
     """Run a training of ``warm_up + steps`` steps and return seconds a step, wall-clock and processor time."""
-    per_epoch = max(model.adata.n_obs // BATCH_SIZE, 1)
+    per_epoch = max(model.adata.n_obs // batch_size, 1)
     options = {"train_size": 1.0, "early_stopping": False, "accelerator": "cpu", "devices": 1}
     if type(model).__name__ == "MULTIVI":
         options["adversarial_mixing"] = False  # one batch: nothing to mix
     total = warm_up + steps
 
     def run(clock: Any) -> None:
-        more = {"max_steps": total, "batch_size": BATCH_SIZE, "callbacks": [clock]}
+        more = {"max_steps": total, "batch_size": batch_size, "callbacks": [clock]}
         if plan:
             more["plan_kwargs"] = plan
         model.train(max_epochs=-(-total // per_epoch) + 1, **QUIET | options | more)

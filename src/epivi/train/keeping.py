@@ -62,12 +62,13 @@ def copy_weights(module: nn.Module, *, on_disk: bool = False) -> dict[str, torch
     state = {key: value.detach() for key, value in module.state_dict().items()}
     if not on_disk:
         return {key: value.to("cpu", copy=True) for key, value in state.items()}
-    starts = {}
+    starts: dict[str, int] = {}
     with tempfile.TemporaryFile() as file:
         for key, value in state.items():
             starts[key] = file.tell()
             file.write(value.to("cpu").reshape(-1).view(torch.uint8).numpy().data)
-            file.write(bytes(-file.tell() % ALIGNMENT or ALIGNMENT))  # a file without a byte cannot be mapped
+            file.write(bytes(-file.tell() % ALIGNMENT))
+        file.write(bytes(ALIGNMENT))  # a file without a byte cannot be mapped
         file.flush()
         stored = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="c"))
     return {

@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from epivi._errors import ConfigError
 from epivi.metrics import confounder_information
 from epivi.models.base_latent import RowNoise
+from epivi.models.sailer.outputs import sparse_rows
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +288,32 @@ def test_the_report_holds_the_information_of_each_confounder(trained, simulated)
 def test_the_report_of_one_batch_has_no_batch(make, fit):
     report = fit(make(batch_key=None)).confounder_report(n_cells=50)
     assert not any("batch" in key for key in report.index)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
+def test_rows_of_a_sparse_result_hold_what_is_not_below_the_threshold(threshold):
+    values = np.random.default_rng(0).random((5, 40)).astype(np.float32)
+    values[values < 0.2] = 0.0
+    values[3] = 0.0
+    values[0, 0], values[0, 1] = np.float32(0.3), np.nan
+    found = sparse_rows(values, threshold)
+    expected = np.where(values < threshold, 0, values)
+    np.testing.assert_array_equal(found.toarray(), expected)
+    assert found.nnz == np.count_nonzero(expected)
+    assert (found.indices.dtype, found.data.dtype, found.has_sorted_indices) == (np.int32, np.float32, True)
+
+
+def test_no_rows_make_an_empty_sparse_result():
+    assert sparse_rows(np.empty((0, 7), np.float32), 0.5).shape == (0, 7)
+
+
+@pytest.mark.parametrize("batch_size", [None, 7, 1])
+def test_accessibility_does_not_depend_on_how_many_cells_are_read_at_once(trained, batch_size):
+    rows = [3, 1, 40, 17, 5, 9, 2, 30, 31]
+    whole = trained.get_normalized_accessibility(return_numpy=True)
+    found = trained.get_normalized_accessibility(indices=rows, batch_size=batch_size)
+    np.testing.assert_allclose(found.to_numpy(), whole[rows], rtol=2e-5)
+    thinned = trained.get_normalized_accessibility(
+        indices=rows, batch_size=batch_size, threshold=0.3, return_numpy=True
+    )
+    np.testing.assert_array_equal(thinned.toarray(), np.where(found < 0.3, 0, found))

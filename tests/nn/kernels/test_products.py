@@ -70,8 +70,21 @@ def test_memory_of_a_gradient_is_used_again_once_it_is_free():
     assert buffer.take((3, 4)).data_ptr() == place
     assert buffer.take((4, 3)).shape == (4, 3)
     buffer.release()
-    assert buffer.array.size == 0
+    assert not buffer.arrays
     assert view.shape == (2, 4)
+
+
+def test_memory_of_gradients_is_shared_by_those_of_one_shape_and_bounded():
+    buffer = GradientBuffer()
+    kept = [buffer.take((3, 4)) for _ in range(2)]
+    assert kept[0].data_ptr() != kept[1].data_ptr()
+    places = {tensor.data_ptr() for tensor in kept}
+    del kept
+    again = [buffer.take((3, 4)) for _ in range(2)]
+    assert {tensor.data_ptr() for tensor in again} == places
+    many = [buffer.take((3, 4)) for _ in range(9)]
+    assert len({tensor.data_ptr() for tensor in (*again, *many)}) == 11
+    assert len(buffer.arrays) == 4
 
 
 def test_gradients_that_are_kept_are_not_written_over(case):

@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 
 from epivi._keys import BATCH_DEPTH, BATCH_INDICES, BATCH_VALUES
 from epivi.data.fields import CHROMOSOMES, DENSITY, MEAN, OPEN_PER_PEAK, SD
-from epivi.models.base import ROWS_AT_ONCE, EpiModel, model_seed, seeded_module
+from epivi.models.base import EpiModel, model_seed, seeded_module
 from epivi.models.base_setup import ObsKeys, check_transfer, register
 from epivi.models.sailer.config import LINEAR_BELOW, SailerConfig
 from epivi.models.sailer.differential import DifferentialMixin
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
+
+# cells whose open peaks are counted at once: as many as a minibatch, so that set-up needs no more memory than a step
+ROWS_COUNTED = 128
 
 
 class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
@@ -189,8 +192,8 @@ class SAILER(OutputsMixin, DifferentialMixin, PeakQueryMixin, EpiModel):
         """Share of cells in which each peak is open, in the trained order; mean number of open peaks; count a depth."""
         dataset = self.adata_manager.create_torch_dataset(data_and_attributes=[REGISTRY_KEYS.X_KEY])
         total, count = np.zeros(self.summary_stats.n_vars), 0.0
-        for start in range(0, len(dataset), ROWS_AT_ONCE):
-            rows = dataset[np.arange(start, min(start + ROWS_AT_ONCE, len(dataset)))]
+        for start in range(0, len(dataset), ROWS_COUNTED):
+            rows = dataset[np.arange(start, min(start + ROWS_COUNTED, len(dataset)))]
             total += np.bincount(rows[BATCH_INDICES].numpy(), minlength=total.size)
             count += float(rows[BATCH_VALUES].double().sum())
         return {

@@ -14,7 +14,7 @@ from torch.distributions import Normal
 
 from epivi._keys import BATCH_DEPTH, BATCH_INDICES, BATCH_INDPTR, BATCH_VALUES
 from epivi.models.base_module import EpiModule
-from epivi.nn.kernels import has_half_precision, layer_outputs, list_by_peak
+from epivi.nn.kernels import has_half_precision, layer_outputs, list_by_peak, multinomial_loss
 from epivi.nn.mlp import ChromosomeDecoder, ChromosomeEncoder, DenseDecoder, DenseEncoder, LinearDecoder, LinearEncoder
 from epivi.objectives.invariance import kl_standard_normal, mixture_information, pairwise_kl
 from epivi.objectives.likelihoods import layer_bernoulli, layer_poisson
@@ -88,6 +88,7 @@ class SailerModule(EpiModule):
         n_covariates = covariates.n_columns if config.use_covariates else 0
         self.encoder = encoder(blocks, config.hidden, config.n_latent, **options)
         self.decoder = decoder(blocks, config.hidden, config.n_latent, n_covariates, **options)
+        self.encoder.first.buffer = self.decoder.logits.buffer  # in a step that needs one gradient at a time
         self.register_buffer("open_weight", torch.tensor(float(open_weight)))
         self.register_buffer("input_norm", torch.tensor(float(mean_open)).sqrt())
         self.register_buffer("feature_weight", torch.ones(blocks.n_peaks))
@@ -288,14 +289,30 @@ class SailerModule(EpiModule):
         """
         if not self.is_poisson:
             return None
-        log_sum_b = torch.logsumexp(self._outputs(hidden, None), dim=1)
+        log_sum_b = self._log_sum(hidden)
         return torch.as_tensor(depth_b, dtype=hidden.dtype, device=hidden.device).log() + (
             self.counts_per_depth.log() - log_sum_b
         )
 
+    def _log_sum(self, hidden: Tensor) -> Tensor:
+        """Return the log of the sum of the exponentials of all logits, shape (b,)."""
+        layer, n_rows = self.decoder.logits, hidden.shape[0]
+        if not self.uses_kernels:
+            return torch.logsumexp(torch.stack([torch.logsumexp(part, dim=1) for part in layer(hidden)]), dim=0)
+        # the multinomial loss of one count without its logit
+        nothing = torch.zeros(n_rows + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+        one_b = torch.ones(n_rows, dtype=torch.float64)
+        return multinomial_loss(hidden, layer.weight, layer.bias, list_by_peak(self.blocks, *nothing), total_b=one_b)
+
     @torch.inference_mode()
     def probabilities(
-        self, hidden: Tensor, peaks: Tensor | None, *, calibrated: bool = True, log_scale_b: Tensor | None = None
+        self,
+        hidden: Tensor,
+        peaks: Tensor | None,
+        *,
+        calibrated: bool = True,
+        log_scale_b: Tensor | None = None,
+        out_bp: Tensor | None = None,
     ) -> Tensor:
         r"""Return accessibility of all or of chosen peaks in the user's order, shape (b, p).
 
@@ -311,23 +328,27 @@ class SailerModule(EpiModule):
             Undo the weight of the open entries.
         log_scale_b
             Output of :meth:`log_scale`.
+        out_bp
+            Memory of all peaks on the CPU that may be written to; what is returned need not lie there.
         """
         # calibration takes the log of the weight from the logit
         shift = self.open_weight_shift if calibrated else 0.0
         if peaks is None:
-            out_bp = self._outputs(hidden, None if self.is_poisson else shift)
+            found_bp = self._outputs(hidden, None if self.is_poisson else shift, out_bp)
             if not self.blocks.is_ordered:
-                out_bp = out_bp[:, self.blocks.rank]
+                found_bp = found_bp[:, self.blocks.rank]
         else:
-            out_bp = self.decoder.logits.columns(hidden, peaks)
+            found_bp = self.decoder.logits.columns(hidden, peaks)
             if not self.is_poisson:
-                out_bp = torch.sigmoid(out_bp - shift)
-        return out_bp if log_scale_b is None else -torch.expm1(-torch.exp(out_bp + log_scale_b.unsqueeze(1)))
+                found_bp = torch.sigmoid(found_bp - shift)
+        if log_scale_b is None:
+            return found_bp
+        return found_bp.add_(log_scale_b.unsqueeze(1)).exp_().neg_().expm1_().neg_()
 
-    def _outputs(self, hidden: Tensor, shift: float | None) -> Tensor:
+    def _outputs(self, hidden: Tensor, shift: float | None, out_bp: Tensor | None = None) -> Tensor:
         """Return all logits in block order, or with a shift probabilities."""
         layer = self.decoder.logits
         if self.uses_kernels:
-            return layer_outputs(hidden, layer.weight, layer.bias, self.blocks, shift=shift)
+            return layer_outputs(hidden, layer.weight, layer.bias, self.blocks, shift=shift, out_bp=out_bp)
         logits_bp = torch.cat(list(layer(hidden)), dim=1)
         return logits_bp if shift is None else torch.sigmoid(logits_bp - shift)

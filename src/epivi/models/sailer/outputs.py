@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 
 from epivi import _validate
 from epivi._errors import ConfigError, nearest
@@ -84,23 +84,34 @@ class OutputsMixin(LikelihoodMixin):
         peaks, names = self._regions(region_list)
         data, rows, batches = self._trained_batches(adata, indices, batch_size)
         parts: list[Any] = []
+        # new memory costs as much time as what is computed: a dense result is written to where it stays, rows of a
+        # sparse one to the same place again and again; numpy asks for large pages, which torch does not
+        size = rows.size if threshold is None else min(batch_size or settings.batch_size, rows.size)
+        kind = np.float64 if self.module.decoder.logits.weight.dtype == torch.float64 else np.float32
+        matrix = torch.from_numpy(np.empty((size, names.size), dtype=kind))
         blocks = self._probabilities(
             batches,
             peaks,
+            matrix,
             depth=self._depth(library_size),
             batch=self._batch_code(transform_batch),
             use_z_mean=use_z_mean,
             calibrated=calibrated,
         )
+        start = 0
         for block_bp in blocks:
             if threshold is not None:
-                block_bp[block_bp < threshold] = 0.0
-                parts.append(sparse.csr_matrix(block_bp))
-            else:
-                parts.append(block_bp)
+                parts.append(sparse_rows(block_bp.numpy(), threshold))
+                continue
+            target_bp = matrix[start : start + block_bp.shape[0]]
+            if block_bp.data_ptr() != target_bp.data_ptr():
+                target_bp.copy_(block_bp)
+            start += block_bp.shape[0]
         if threshold is None:
-            matrix = np.concatenate(parts)
-            return matrix if return_numpy else pd.DataFrame(matrix, index=data.obs_names[rows], columns=names)
+            values = matrix.numpy()
+            if return_numpy:
+                return values
+            return pd.DataFrame(values, index=data.obs_names[rows], columns=names, copy=False)
         stacked = sparse.vstack(parts, format="csr")
         if return_numpy:
             return stacked
@@ -117,12 +128,17 @@ class OutputsMixin(LikelihoodMixin):
         self,
         batches: Iterator[dict[str, torch.Tensor]],
         peaks: torch.Tensor | None,
+        memory_np: torch.Tensor,
         *,
         use_z_mean: bool,
         calibrated: bool,
         **options: Any,
-    ) -> Iterator[np.ndarray]:
-        """Yield probabilities batch by batch, shape (b, p)."""
+    ) -> Iterator[torch.Tensor]:
+        """Yield probabilities batch by batch, shape (b, p), on the CPU.
+
+        All peaks may be written to the next rows of ``memory_np``, or to the first where it has no more.
+        """
+        start = 0
         for batch in batches:
             outputs = self.module.inference(**self.module._get_inference_input(batch), deterministic=True)
             if not use_z_mean:
@@ -130,7 +146,12 @@ class OutputsMixin(LikelihoodMixin):
             inputs = self.module._get_generative_input(batch, outputs, use_z_mean=use_z_mean, **options)
             hidden = self.module.generative(**inputs)["hidden"]
             scale_b = self.module.log_scale(hidden, inputs["depth_b"])
-            yield self.module.probabilities(hidden, peaks, calibrated=calibrated, log_scale_b=scale_b).cpu().numpy()
+            start = start if start + hidden.shape[0] <= memory_np.shape[0] else 0
+            out_bp = memory_np[start : start + hidden.shape[0]] if peaks is None else None
+            start += hidden.shape[0]
+            yield self.module.probabilities(
+                hidden, peaks, calibrated=calibrated, log_scale_b=scale_b, out_bp=out_bp
+            ).cpu()
 
     def _regions(self, region_list: Sequence[str] | None) -> tuple[torch.Tensor | None, np.ndarray]:
         names = self.feature_names
@@ -226,3 +247,23 @@ class OutputsMixin(LikelihoodMixin):
             "kl": float(kl_d.sum()),
         }
         return pd.Series(report, name=type(self).__name__)
+
+
+def sparse_rows(values_bp: np.ndarray, threshold: float) -> sparse.csr_matrix:
+    """Return the values of a matrix that are not zero and not below a threshold, as compressed rows.
+
+    Examples
+    --------
+    >>> sparse_rows(np.array([[0.2, 0.7], [0.0, 0.3]]), 0.3).toarray().tolist()
+    [[0.0, 0.7], [0.0, 0.3]]
+    """
+    kept_bp = ~(values_bp < threshold)
+    if threshold == 0:
+        kept_bp &= values_bp != 0
+    columns = [np.flatnonzero(kept_p) for kept_p in kept_bp]
+    indptr = np.concatenate([[0], np.cumsum([column.size for column in columns])])
+    kind = np.int32 if max(indptr[-1], values_bp.shape[1]) < 2**31 else np.int64
+    indices = np.concatenate([np.empty(0, dtype=kind), *columns], dtype=kind, casting="same_kind")
+    parts = [row_p[column] for row_p, column in zip(values_bp, columns, strict=True)]
+    data = np.concatenate([np.empty(0, dtype=values_bp.dtype), *parts])
+    return sparse.csr_matrix((data, indices, indptr.astype(kind)), shape=values_bp.shape)

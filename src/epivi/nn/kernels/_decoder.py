@@ -24,8 +24,6 @@ GROUP: Final = 96  # peaks whose likelihoods share a logarithm, at most 120
 BERNOULLI: Final = 0
 LOG_SUM: Final = 1
 MULTINOMIAL: Final = 2
-LOGITS: Final = 3
-PROBABILITIES: Final = 4
 
 # whether a product is added to what is there
 ADD: Final = True
@@ -76,13 +74,15 @@ def product(c, a, lda, ldr, b, shape, half, add):  # pragma: no cover - compiled
 
 
 @njit(cache=True, nogil=True)
-def _load(block, along, across, half, wanted):  # pragma: no cover - compiled
+def load_weights(block, along, across, half, wanted):  # pragma: no cover - compiled
     """Take weights as operands of one or both products; return the number of rows, zeros below the last included."""
     n, n_h = block.shape
     n_m = (n + ROWS - 1) // ROWS * ROWS
     along[n:n_m] = 0
     if not half:
-        along[:n, :n_h] = block
+        for i in range(n):  # a slice would be compiled with the text of an error, which takes seconds
+            for k in range(n_h):
+                along[i, k] = block[i, k]
         return n_m
     pack_along(block, along, n, n_h)
     if not wanted:
@@ -103,7 +103,9 @@ def _weight_gradient(target, spare, gradients, hidden, half):  # pragma: no cove
         product(target, gradients, gradients.shape[1], 1, hidden, shape, half, WRITE)
     else:
         product(spare, gradients, gradients.shape[1], 1, hidden, shape, half, WRITE)
-        target[:] = spare[: target.shape[0], : target.shape[1]]
+        for i in range(target.shape[0]):
+            for k in range(target.shape[1]):
+                target[i, k] = spare[i, k]
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
@@ -182,14 +184,14 @@ def _multinomial(tile, n_rows, peak, lists, state, scale):  # pragma: no cover -
 
 @njit(cache=True, nogil=True)
 def decode_block(  # noqa: PLR0913, PLR0917  # pragma: no cover - compiled
-    kind, hidden_bch, j, weight_ph, bias_p, peaks, lists, factors, scale, state, loss_b, gradients, out_bp, half
+    kind, hidden_bch, j, weight_ph, bias_p, peaks, lists, factors, scale, state, loss_b, gradients, half
 ):
     """Go over the peaks of one block.
 
     Parameters
     ----------
     kind
-        BERNOULLI, LOG_SUM, MULTINOMIAL, LOGITS or PROBABILITIES.
+        BERNOULLI, LOG_SUM or MULTINOMIAL.
     hidden_bch, j
         Hidden units and the block whose units are read.
     weight_ph, bias_p, peaks
@@ -206,8 +208,6 @@ def decode_block(  # noqa: PLR0913, PLR0917  # pragma: no cover - compiled
         Likelihoods, float64, added to.
     gradients
         Whether they are wanted, and where to: of hidden units (h+ x b+, added to), weight (p x h) and bias (p).
-    out_bp
-        Where logits or probabilities are written to, of LOGITS and PROBABILITIES only.
     half
         Whether products are of bfloat16.
     """
@@ -227,22 +227,18 @@ def decode_block(  # noqa: PLR0913, PLR0917  # pragma: no cover - compiled
     for first in range(peaks[0], peaks[1], TILE):
         n = min(TILE, peaks[1] - first)
         block = weight_words[first : first + n]
-        n_m = _load(block, along, across, half, wanted)
+        n_m = load_weights(block, along, across, half, wanted)
         product(tile, along, along.shape[1], 1, columns, (n_m, n_b, columns.shape[0]), half, WRITE)
         for i in range(n):
             shift = bias_p[first + i] - factors[2]
             for cell in range(n_b):
                 tile[i, cell] += shift
-        if kind in (BERNOULLI, PROBABILITIES):  # a probability is the gradient of a closed entry
+        if kind == BERNOULLI:
             _bernoulli(tile, n, first, lists, marks, factors, scale, loss_b)
         elif kind == LOG_SUM:
             _log_sum(tile, n, first, lists, state, loss_b)
         elif kind == MULTINOMIAL:
             _multinomial(tile, n, first, lists, state, scale)
-        if kind in (LOGITS, PROBABILITIES):
-            for cell in range(hidden_bch.shape[0]):
-                for i in range(n):
-                    out_bp[cell, first + i] = tile[i, cell]
         if wanted:
             _sum_rows(tile, n, grad_bias_p, first)
             tile[n:n_m] = 0.0

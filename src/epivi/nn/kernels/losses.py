@@ -6,6 +6,7 @@ units.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from epivi.nn.kernels._threads import run_all
-from epivi.nn.kernels.products import NO_VALUES, GradientBuffer, PeakLists, count_totals, list_by_peak
+from epivi.nn.kernels.products import NO_VALUES, GradientBuffer, PeakLists, count_totals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +54,7 @@ class _Pass:
         self.gradients: tuple[Tensor, Tensor] | None = None
         self.grad_chb = np.zeros((1, 1, 1), dtype=np.float32)
 
-    def run(self, kind: int, *, scale: Tensor | float = 1.0, wanted: bool = False, out_bp: Any = None) -> None:
+    def run(self, kind: int, *, scale: Tensor | float = 1.0, wanted: bool = False) -> None:
         """Go over all blocks; with ``wanted`` gradients are left in ``gradients`` and ``grad_chb``."""
         n_blocks = len(self.states)
         self.scale[: self.batch.n_rows] = scale.numpy() if isinstance(scale, torch.Tensor) else scale
@@ -64,7 +65,6 @@ class _Pass:
             grad_weight, grad_bias = (gradient.numpy() for gradient in self.gradients)
         lists = (self.batch.starts, self.batch.cells, self.batch.counts)
         hidden, weight, bias = self.hidden.numpy(), self.weight.numpy(), self.bias.numpy()
-        out = np.zeros((1, 1), dtype=np.float32) if out_bp is None else out_bp
         starts = self.batch.blocks.starts
         jobs = [
             (
@@ -80,7 +80,6 @@ class _Pass:
                 self.states[j],
                 self.loss_cb[j],
                 (wanted, self.grad_chb[j], grad_weight, grad_bias),
-                out,
                 self.half,
             )
             for j in range(n_blocks)
@@ -172,7 +171,13 @@ class _Loss(torch.autograd.Function):
 
 
 def layer_outputs(
-    hidden: Tensor, weight_ph: Tensor, bias_p: Tensor, blocks: PeakBlocks, *, shift: float | None = None
+    hidden: Tensor,
+    weight_ph: Tensor,
+    bias_p: Tensor,
+    blocks: PeakBlocks,
+    *,
+    shift: float | None = None,
+    out_bp: Tensor | None = None,
 ) -> Tensor:
     r"""Return the logits of a layer, or with a shift s the probabilities :math:`1 / (1 + e^{s - a})`; no gradients.
 
@@ -184,6 +189,8 @@ def layer_outputs(
         The blocks of peaks.
     shift
         What is taken from each logit before it becomes a probability.
+    out_bp
+        Where they are written to, contiguous; new memory if it is not given.
 
     Returns
     -------
@@ -196,11 +203,15 @@ def layer_outputs(
     >>> layer_outputs(*arguments).tolist(), layer_outputs(*arguments, shift=1.0).tolist()
     ([[1.0, 1.0, 1.0]], [[0.5, 0.5, 0.5]])
     """
-    empty = torch.zeros(hidden.shape[0] + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    work = _Pass(hidden, weight_ph, bias_p, list_by_peak(blocks, *empty), half=False)
-    out_bp = torch.empty(hidden.shape[0], blocks.n_peaks)
-    work.factors[2] = 0.0 if shift is None else shift
-    work.run(work.kernels.LOGITS if shift is None else work.kernels.PROBABILITIES, out_bp=out_bp.numpy())
+    from epivi.nn.kernels import _outputs
+
+    diagonal = hidden.ndim == 3
+    hidden_bch = (hidden if diagonal else hidden.unsqueeze(1)).detach().contiguous().numpy()
+    out_bp = torch.empty(hidden.shape[0], blocks.n_peaks) if out_bp is None else out_bp
+    layer = weight_ph.detach().contiguous().numpy(), bias_p.detach().contiguous().numpy()
+    last = np.float32(0.0 if shift is None else shift), shift is not None, out_bp.numpy(), False
+    jobs = [(hidden_bch, j if diagonal else 0, *layer, part, *last) for j, part in enumerate(pairwise(blocks.starts))]
+    run_all(_outputs.outputs_of_block, jobs)
     return out_bp
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from epivi.nn.linear import PeakBlocks
 
+MAX_KEPT = 4  # gradients whose memory is remembered
 NO_VALUES = np.empty(0, dtype=np.float32)
 _NO_RANK = np.empty(0, dtype=np.int64)
 _LOG_FACTORIALS = np.cumsum(np.log(np.maximum(np.arange(256.0), 1.0)))
@@ -35,9 +36,10 @@ def has_half_precision() -> bool:
 
 
 class GradientBuffer:
-    """Memory of a gradient, used again for the next one as soon as nothing refers to it.
+    """Memory of gradients, used again for others of the same shape as soon as nothing refers to it.
 
-    New memory of many megabytes costs as much time as the product that fills it.
+    New memory of many megabytes costs as much time as the product that fills it. Layers whose gradients follow one
+    another may share it.
 
     Examples
     --------
@@ -56,17 +58,22 @@ class GradientBuffer:
 
     def release(self) -> None:
         """Let go of the memory."""
-        self.array = np.empty((0, 0), dtype=np.float32)
-        self.n_own = self._references()
+        self.arrays: list[np.ndarray] = []
+        self.n_own = 0  # references to an array that nothing else refers to
 
-    def _references(self) -> int:
-        return sys.getrefcount(self.array)
+    def _references(self, number: int) -> int:
+        return sys.getrefcount(self.arrays[number])
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
         """Return memory of a shape, holding anything; a tensor, or a view of it, keeps it from being used again."""
-        if self.array.shape != tuple(shape) or self._references() > self.n_own:
-            self.array = np.empty(shape, dtype=np.float32)
-        return torch.from_numpy(self.array)
+        for number in range(len(self.arrays)):
+            if self.arrays[number].shape == tuple(shape) and self._references(number) == self.n_own:
+                return torch.from_numpy(self.arrays[number])
+        if len(self.arrays) == MAX_KEPT:  # gradients that someone keeps are theirs
+            del self.arrays[0]
+        self.arrays.append(np.empty(shape, dtype=np.float32))
+        self.n_own = self._references(-1)
+        return torch.from_numpy(self.arrays[-1])
 
 
 class PeakLists(NamedTuple):
