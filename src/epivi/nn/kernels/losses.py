@@ -256,6 +256,7 @@ def bernoulli_loss(  # noqa: PLR0913
 
     Examples
     --------
+    >>> from epivi.nn.kernels import list_by_peak
     >>> from epivi.nn.linear import PeakBlocks
     >>> lists = list_by_peak(PeakBlocks.tiles(4), torch.tensor([0, 1]), torch.tensor([1]))
     >>> round(bernoulli_loss(torch.zeros(1, 2), torch.ones(4, 2), torch.zeros(4), lists).item(), 4)
@@ -297,6 +298,7 @@ def multinomial_loss(
 
     Examples
     --------
+    >>> from epivi.nn.kernels import list_by_peak
     >>> from epivi.nn.linear import PeakBlocks
     >>> x = torch.tensor([0, 1]), torch.tensor([1]), None, torch.tensor([3.0])
     >>> loss = multinomial_loss(
